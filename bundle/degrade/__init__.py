@@ -1,0 +1,1 @@
+"""Physical models of poor CT: parameters are sampled apart from being applied."""
