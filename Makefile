@@ -1,0 +1,44 @@
+# Targets with a ## comment are listed by `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint format evaluate
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv with the tested versions (again only when they change)
+
+$(STAMP): $(INPUTS)
+	@echo "setup: making $(VENV); the first time downloads the packages, which takes a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+		-c constraints.txt -r requirements.txt -r requirements-dev.txt -e .
+	@touch $@
+
+demo: setup ## train, restore and evaluate on a real sample series (about 10 minutes)
+	$(BIN)/python scripts/demo.py
+
+test: setup ## the tests, without the long ones
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: setup ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy, and the JSON twins of the configs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/make_json_twins.py --check
+
+format: setup ## format the code and regenerate the JSON twins
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python scripts/make_json_twins.py
+
+evaluate: setup ## run the evaluation; options in ARGS="--dataset_dir DIR --output_dir DIR"
+	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml $(ARGS)

@@ -1,0 +1,132 @@
+"""The entry points: `python -m bundle COMMAND` and `ct-enhance INPUT OUTPUT`."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from bundle import __version__
+from bundle.errors import BundleError, ExitCode, InterruptedRun, report
+
+_EXIT_CODES = """\
+exit codes:
+  0   done
+  2   something must be changed first; the message says what
+  3   done, but some series were refused or failed (listed in summary.json)
+  70  a defect of this program; the traceback is in the file that the message names
+  74  input or output failed (disk full, read-only folder)
+  75  interrupted; run the same command again to go on
+"""
+
+_HELP = f"""\
+Restore poor CT series. Research use only.
+
+usage:
+  python -m bundle run RUN_ID --config_file FILE [--key value ...]
+      Run a workflow (training, inference, evaluation) of a config, with the same
+      arguments as `python -m monai.bundle run`, and the exit codes below.
+  python -m bundle enhance INPUT OUTPUT [--key value ...]
+      Restore the CT series below the folder INPUT into the folder OUTPUT.
+  python -m bundle --help | --version
+
+{_EXIT_CODES}"""
+
+_ENHANCE_HELP = f"""\
+Restore the CT series below the folder INPUT into the folder OUTPUT. Research use only.
+
+usage: ct-enhance INPUT OUTPUT [--key value ...]
+
+Every key of configs/inference.yaml can be given as --key value.
+
+{_EXIT_CODES}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m bundle`; `argv` is what follows that, None takes the process's.
+
+    Returns:
+        The exit code (see `bundle.errors.ExitCode`).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command == "enhance":
+        return ct_enhance(arguments[1:])
+    if command in ("-h", "--help", "help") or (command == "run" and _asks_for_help(arguments)):
+        print(_HELP, end="")
+        return ExitCode.DONE
+    if command == "--version":
+        return _print_version()
+    return _reported(lambda: _dispatch(command, arguments[1:]))
+
+
+def ct_enhance(argv: Sequence[str] | None = None) -> int:
+    """Run `ct-enhance`; `argv` is what follows that, None takes the process's.
+
+    Returns:
+        The exit code (see `bundle.errors.ExitCode`).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or _asks_for_help(arguments):
+        print(_ENHANCE_HELP, end="")
+        return ExitCode.DONE
+    if arguments[0] == "--version":
+        return _print_version()
+    return _reported(lambda: _enhance(arguments))
+
+
+def _dispatch(command: str, arguments: Sequence[str]) -> int:
+    if command != "run":
+        raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
+    from bundle.commands.run import run
+
+    return run(arguments)
+
+
+def _enhance(arguments: Sequence[str]) -> int:
+    from bundle.commands.enhance import enhance
+
+    return enhance(arguments)
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def _print_version() -> int:
+    print(f"ct-enhance {__version__}")
+    return ExitCode.DONE
+
+
+def _reported(action: Callable[[], int]) -> int:
+    """The action's exit code; an error becomes one line and the code that goes with it."""
+    with _sigterm_interrupts():
+        try:
+            return action()
+        except SystemExit as error:  # a config's own check; a text is its message
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+                return ExitCode.USER
+            return error.code or ExitCode.DONE
+        except BaseException as error:
+            return report(error)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Turn SIGTERM into InterruptedRun, so that files are closed and the exit code says `start again`.
+
+    A workflow that can checkpoint first installs its own handler over this one.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise InterruptedRun("stopped by SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,108 @@
+"""Guards that configs call, so that a mistake on the command line ends in one line, whoever runs the workflow.
+
+A config calls `guard` in `initialize` and again in its run expression: a second positional of
+`monai.bundle run` replaces the name of `initialize`, which is then skipped without a word. Calling it twice
+costs nothing. Where the process is not a `run` command (a notebook, a server) there is no command line to
+check, and its excepthook is left alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import BundleError, ExitCode, install_excepthook
+from bundle.overrides import CommandLine, check_options, current_command_line, load_config
+
+_exit_code = ExitCode.DONE
+
+
+def guard(bundle_root: str | Path | None = None, *, config_file: str | Sequence[str] | None = None) -> bool:
+    """Check this process's command line and package; True when nothing is wrong.
+
+    Args:
+        bundle_root: the folder that holds `configs/` and the package; None takes the package's own.
+        config_file: the config (or configs) that options are looked up in; None takes what the command line names.
+
+    Raises:
+        BundleError: with what is wrong, in one line.
+    """
+    line = current_command_line()
+    if line is not None:
+        install_excepthook()
+    require_own_package(bundle_root, line=line)
+    check_overrides(config_file, line=line)
+    return True
+
+
+def check_overrides(config_file: str | Sequence[str] | None = None, *, line: CommandLine | None = None) -> None:
+    """Refuse options that the config does not have, and positionals after the run id.
+
+    Args:
+        config_file: the config (or configs) that options are looked up in; None takes what the command line names.
+        line: the command line; None takes this process's, if it is one of a `run` command.
+
+    Raises:
+        BundleError: names the option and the nearest known one.
+    """
+    line = line or current_command_line()
+    if line is None:
+        return
+    if len(line.positionals) > 1:
+        first, second = line.positionals[:2]
+        raise BundleError(f"unexpected argument '{second}' after '{first}'", hint="options are written --key value")
+    files = [config_file] if isinstance(config_file, str) else list(config_file or line.config_files)
+    if files:
+        check_options(line.options, load_config(files), tracking=line.options.get("tracking") is not None)
+
+
+def require_own_package(bundle_root: str | Path | None = None, *, line: CommandLine | None = None) -> None:
+    """Refuse to go on when the configs belong to one copy of this bundle and the imported package to another.
+
+    A package of the same name without this module cannot get here; configs catch it before they call `guard`.
+
+    Raises:
+        BundleError: names both folders, without what is above them.
+    """
+    roots = [Path(bundle_root)] if bundle_root is not None else []
+    roots += [Path(file).resolve().parent.parent for file in (line.config_files if line else [])]
+    here = Path(__file__).resolve()
+    for root in roots:
+        other = root / "bundle" / here.name
+        if other.is_file() and other.resolve() != here:
+            raise BundleError(
+                f"the configs are from '{root.resolve().name}', but the Python package 'bundle' is another copy's",
+                hint="start in that folder, or install it with: pip install -e .",
+            )
+
+
+def require_keys(**values: Any) -> bool:
+    """Refuse keys without a value: `require_keys(dataset_dir=@dataset_dir)` in a config.
+
+    Raises:
+        BundleError: names the first key that has none.
+    """
+    for key, value in values.items():
+        # fire gives True for an option without a value, and keeps `null` and `none` as text.
+        if value is None or value is True or str(value).strip().lower() in ("", "null", "none"):
+            raise BundleError(f"{key} is required: name it with --{key}")
+    return True
+
+
+def bundle_root() -> str:
+    """The folder that holds `configs/` and `models/`: the checkout, or the data of an installed package."""
+    package = Path(__file__).resolve().parent
+    for root in (package.parent, package / "_bundle"):
+        if (root / "configs").is_dir():
+            return str(root)
+    raise BundleError("the bundle's configs are not installed", hint="install from a checkout with: pip install -e .")
+
+
+def set_exit_code(code: ExitCode | int) -> None:
+    """Say what the run command shall return when the workflow ends without an error."""
+    global _exit_code
+    _exit_code = ExitCode(code)
+
+
+def exit_code() -> ExitCode:
+    """What the workflow set with `set_exit_code`; DONE when it set nothing."""
+    return _exit_code
