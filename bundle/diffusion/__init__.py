@@ -1,0 +1,1 @@
+"""Diffusion processes and their samplers; they take a predict function and know no network."""

@@ -1,0 +1,136 @@
+"""Gaussian diffusion: DDPM (Ho et al. 2020, arXiv:2006.11239) and DDIM (Song et al. 2021, arXiv:2010.02502).
+
+Own samplers, because those of MONAI 1.6 and monai-generative 0.2.3 take their previous step from t - 1 or
+t - 1000 // n whatever steps were set, and clamp the clean latent to [-1, 1]. Here the previous step is looked up.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from bundle.diffusion.process import Noise, Predict, check_steps, per_sample
+
+Parameterisation = Literal["epsilon", "v", "x0"]
+Sampler = Literal["ddim", "ddpm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianDiffusion:
+    """z_t = sqrt(abar_t) clean + sqrt(1 - abar_t) noise, conditional on the degraded latent.
+
+    Args:
+        parameterisation: what the network predicts: 'epsilon', 'v' (Salimans and Ho 2022) or 'x0'.
+        sampler: 'ddim' with `eta` (0 is deterministic, 1 ancestral) or 'ddpm', which is DDIM with eta 1.
+        eta: share of the ancestral noise that DDIM adds.
+        train_steps: number of training steps; times are t = (step + 1) / train_steps.
+        beta_start: first beta of the scaled-linear schedule.
+        beta_end: last beta of the scaled-linear schedule.
+        start_time: 1 starts from noise; below 1 from the degraded latent, noised to that time.
+    """
+
+    parameterisation: Parameterisation = "epsilon"
+    sampler: Sampler = "ddim"
+    eta: float = 0.0
+    train_steps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    start_time: float = 1.0
+    alpha_bar: torch.Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.parameterisation not in ("epsilon", "v", "x0"):
+            raise ValueError(f"parameterisation must be 'epsilon', 'v' or 'x0', not '{self.parameterisation}'")
+        if self.sampler not in ("ddim", "ddpm"):
+            raise ValueError(f"sampler must be 'ddim' or 'ddpm', not '{self.sampler}'")
+        if not 0 < self.start_time <= 1:
+            raise ValueError(f"start_time must be in (0, 1], not {self.start_time}")
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=torch.float64) ** 2
+        # Index 0 is the clean latent, index n the latent after training step n.
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
+        object.__setattr__(self, "alpha_bar", alpha_bar)
+
+    def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw training times (batch,), uniform over the training steps."""
+        return torch.randint(1, self.train_steps + 1, (batch,), generator=generator) / self.train_steps
+
+    def corrupt(
+        self, clean: torch.Tensor, degraded: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, spread: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the latent at time t; degraded and spread play no part."""
+        signal, deviation = self._levels(t, clean)
+        return signal * clean + deviation * noise
+
+    def target(
+        self, clean: torch.Tensor, degraded: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, spread: torch.Tensor
+    ) -> torch.Tensor:
+        """Return noise, v = sqrt(abar) noise - sqrt(1 - abar) clean, or the clean latent."""
+        signal, deviation = self._levels(t, clean)
+        return {"epsilon": noise, "v": signal * noise - deviation * clean, "x0": clean}[self.parameterisation]
+
+    def to_clean(
+        self,
+        prediction: torch.Tensor,
+        z_t: torch.Tensor,
+        degraded: torch.Tensor,
+        t: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the clean latent that a prediction stands for; never clamped."""
+        signal, deviation = self._levels(t, z_t)
+        if self.parameterisation == "epsilon":
+            return (z_t - deviation * prediction) / signal
+        if self.parameterisation == "v":
+            return signal * z_t - deviation * prediction
+        return prediction
+
+    def restore(self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """Return the clean latent predicted from the degraded one at half time, no noise drawn.
+
+        At t = 1 an epsilon prediction would be divided by sqrt(abar) of about 0.01.
+        """
+        t = torch.full((degraded.shape[0],), min(self.start_time, 0.5), device=degraded.device)
+        z_t = self._levels(t, degraded)[0] * degraded
+        return self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
+
+    def sample(
+        self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
+    ) -> torch.Tensor:
+        """Draw a clean latent by DDIM over `steps` times spaced evenly from start_time to 0."""
+        check_steps(steps, most=self.train_steps)
+        eta = 1.0 if self.sampler == "ddpm" else self.eta
+        times = torch.linspace(self.start_time, 0.0, steps + 1, dtype=torch.float64).tolist()
+        first = torch.full((degraded.shape[0],), times[0], device=degraded.device)
+        signal, deviation = self._levels(first, degraded)
+        z_t = deviation * noise(0) + (signal * degraded if self.start_time < 1 else 0.0)
+        for step, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            t = torch.full((degraded.shape[0],), now, device=degraded.device)
+            clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
+            z_t = self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None)
+        return z_t
+
+    def _step(
+        self,
+        z_t: torch.Tensor,
+        clean: torch.Tensor,
+        now: float,
+        then: float,
+        eta: float,
+        noise: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Song et al. 2021, equations 12 and 16, with the previous alpha_bar looked up at `then`."""
+        abar, previous = float(self._alpha_bar(now)), float(self._alpha_bar(then))
+        epsilon = (z_t - abar**0.5 * clean) / (1 - abar) ** 0.5
+        sigma = eta * ((1 - previous) / (1 - abar)) ** 0.5 * (1 - abar / previous) ** 0.5
+        direction = max(1 - previous - sigma**2, 0.0) ** 0.5
+        z_s = previous**0.5 * clean + direction * epsilon
+        return z_s if noise is None else z_s + sigma * noise
+
+    def _alpha_bar(self, t: float | torch.Tensor) -> torch.Tensor:
+        index = torch.as_tensor(t, dtype=torch.float64).cpu() * self.train_steps
+        return self.alpha_bar[index.round().long()]
+
+    def _levels(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """sqrt(abar) and sqrt(1 - abar), shaped to broadcast against `like`."""
+        abar = self._alpha_bar(t).to(like.device)
+        return per_sample(abar.sqrt(), like), per_sample((1 - abar).sqrt(), like)

@@ -1,0 +1,65 @@
+"""What every diffusion process offers to training and to restoration.
+
+Shapes: latents are (B, L, h, w, D); times t are (B,) in [0, 1], 0 = clean; `spread` broadcasts against a latent
+and is the standard deviation of degraded minus clean latents (only the bridge uses it).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+# (z_t, t) -> the network's raw prediction, of z_t's shape.
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# step number -> standard normal noise of the latent's shape; a function, so that noise can be tied to positions.
+Noise = Callable[[int], torch.Tensor]
+
+
+class DiffusionProcess(Protocol):
+    """A forward process with a known inverse, given a prediction."""
+
+    def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw training times (batch,)."""
+
+    def corrupt(
+        self, clean: torch.Tensor, degraded: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, spread: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the latent at time t."""
+
+    def target(
+        self, clean: torch.Tensor, degraded: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, spread: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a perfect network would predict."""
+
+    def to_clean(
+        self,
+        prediction: torch.Tensor,
+        z_t: torch.Tensor,
+        degraded: torch.Tensor,
+        t: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the clean latent that a prediction stands for."""
+
+    def restore(self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """Return the deterministic one-step restoration."""
+
+    def sample(
+        self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
+    ) -> torch.Tensor:
+        """Draw a clean latent in `steps` evaluations of `predict`."""
+
+
+def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Reshape times (B,) so that they broadcast against a latent."""
+    return t.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def check_steps(steps: int, *, most: int = 1000) -> None:
+    """Refuse a number of steps that no sampler can take.
+
+    Raises:
+        ValueError: naming the key and its range.
+    """
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must be between 1 and {most}, not {steps}")

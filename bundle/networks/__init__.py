@@ -1,0 +1,1 @@
+"""The networks: autoencoder, denoiser, refiner, and the Restorer that joins them."""

@@ -1,0 +1,179 @@
+"""The autoencoder: AutoencoderKL in 3D behind whitened latents, with a start that loses nothing.
+
+Rombach et al. 2022 (arXiv:2112.10752) compress; restoration cannot afford it: a latent with fewer values than
+the image adds more error than the noise that is to be removed. With factor f in plane and f*f channels the
+weights can be set so that decode(encode(x)) == x before any training (`lossless_start`).
+"""
+
+import contextlib
+import math
+from typing import cast
+
+import torch
+from torch import nn
+
+from bundle.networks.inplane import EncoderDownsample, InPlaneUpsample
+
+# exp(-13.8 / 2) = 1e-3 network units = 1 HU: the latent noise of an untrained lossless autoencoder.
+_START_LOG_VARIANCE = -13.8
+
+
+class Autoencoder(nn.Module):
+    """AutoencoderKL between network units and latents of zero mean and unit variance per channel.
+
+    Args:
+        net: AutoencoderKL (monai-generative's or core's).
+        latent_channels: channels of the latent.
+        factor: pixels per latent position along a row or column.
+        full_precision: keep float32 under autocast; bfloat16 rounds -1000 HU in steps of 4 HU.
+    """
+
+    latent_mean: torch.Tensor
+    latent_std: torch.Tensor
+
+    def __init__(self, net: nn.Module, *, latent_channels: int, factor: int, full_precision: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.latent_channels = latent_channels
+        self.factor = factor
+        self.full_precision = full_precision
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
+        with self._precision(x):
+            mean, std = self.net.encode(x)  # type: ignore[operator]
+        return mean.float(), std.float()
+
+    def decode_raw(self, latent: torch.Tensor) -> torch.Tensor:
+        """Return the image (B, 1, H, W, D) of a raw latent."""
+        with self._precision(latent):
+            image = self.net.decode(latent)  # type: ignore[operator]
+        return cast(torch.Tensor, image).float()
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W, D) in network units to the whitened latent (B, L, H/f, W/f, D): the mean, never a draw."""
+        return (self.distribution(x)[0] - _channels(self.latent_mean)) / _channels(self.latent_std)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Whitened latent (B, L, H/f, W/f, D) to network units (B, 1, H, W, D)."""
+        return self.decode_raw(z * _channels(self.latent_std) + _channels(self.latent_mean))
+
+    @torch.no_grad()
+    def measure(self, raw_latents: torch.Tensor) -> None:
+        """Store mean and standard deviation per channel of raw latents (N, L, ...): the latent's scale factor."""
+        per_channel = raw_latents.transpose(0, 1).flatten(1)
+        self.latent_mean.copy_(per_channel.mean(1))
+        self.latent_std.copy_(per_channel.std(1).clamp_min(1.0e-4))
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the group `vae_encoder`."""
+        return [p for name, p in self.net.named_parameters() if name.startswith(("encoder.", "quant_conv"))]
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the group `vae_decoder`."""
+        return [p for name, p in self.net.named_parameters() if name.startswith(("decoder.", "post_quant_conv"))]
+
+    def _precision(self, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        kind = x.device.type
+        if self.full_precision and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, enabled=False)
+        return contextlib.nullcontext()
+
+
+@torch.no_grad()
+def lossless_start(net: nn.Module, *, factor: int) -> nn.Module:
+    """Set AutoencoderKL's weights, in place, so that decode(encode(x)) == x, with a DCT as the latent's basis.
+
+    Strided convolutions become space-to-depth, transposed ones depth-to-space, residual branches zero, the norm
+    before each last convolution the identity. The latent's channels are the orthonormal cosine transform of
+    each f x f block: noise and anatomy separate there, and a denoiser learns where on raw pixels it does not.
+
+    Raises:
+        ValueError: when the network has too few channels to hold every value.
+    """
+    encoder, decoder = net.encoder, net.decoder
+    used = 1
+    for block in cast(nn.ModuleList, encoder.blocks):
+        used = _set_lossless(block, used)
+    if used != factor * factor:
+        raise ValueError(f"a lossless latent for factor {factor} needs {factor * factor} channels, not {used}")
+    for block in cast(nn.ModuleList, decoder.blocks):
+        used = _set_lossless(block, used)
+    for half in (encoder, decoder):
+        cast(nn.ModuleList, half.blocks)[-2] = nn.Identity()
+    basis = block_cosine_basis(factor)
+    _set_pointwise(net.quant_conv_mu, basis)
+    _set_pointwise(net.post_quant_conv, basis.T)
+    _set_pointwise(net.quant_conv_log_sigma, torch.zeros_like(basis), bias=_START_LOG_VARIANCE)
+    return net
+
+
+def block_cosine_basis(factor: int) -> torch.Tensor:
+    """Orthonormal 2D DCT-II of f x f blocks, (f*f, f*f): rows are frequencies, columns space-to-depth channels.
+
+    Space-to-depth by repeated halving numbers the pixel (i, j) of a block by its bits, lowest first.
+    """
+    stages = int(math.log2(factor))
+    assert 2**stages == factor, "the in-plane factor is a power of two"
+    position = torch.arange(factor, dtype=torch.float64)
+    cosines = torch.cos(math.pi * (position[None, :] + 0.5) * position[:, None] / factor) * math.sqrt(2 / factor)
+    cosines[0] /= math.sqrt(2)
+    rows, columns = [0], [0]
+    for stage in range(stages):
+        rows = [i + (a << stage) for i in rows for a in (0, 1) for _ in (0, 1)]
+        columns = [j + (b << stage) for j in columns for _ in (0, 1) for b in (0, 1)]
+    pairs = [(u, v) for u in range(factor) for v in range(factor)]
+    return torch.stack([cosines[u, rows] * cosines[v, columns] for u, v in pairs]).float()
+
+
+def _set_lossless(block: nn.Module, used: int) -> int:
+    """Make one block of the encoder or decoder carry its first `used` channels unchanged; return how many leave."""
+    if isinstance(block, EncoderDownsample):
+        conv = cast(nn.Conv3d, block.conv.conv)
+        _clear(conv)
+        for channel in range(used):
+            for a in (0, 1):
+                for b in (0, 1):
+                    conv.weight[4 * channel + 2 * a + b, channel, a, b, 1] = 1.0
+        return 4 * used
+    if isinstance(block, InPlaneUpsample):
+        transposed = cast(nn.ConvTranspose3d, block.conv.conv)
+        _clear(transposed)
+        for channel in range(used // 4):
+            for a in (0, 1):
+                for b in (0, 1):
+                    transposed.weight[4 * channel + 2 * a + b, channel, 1 + a, 1 + b, 1] = 1.0
+        return used // 4
+    if hasattr(block, "conv2"):
+        _clear(block.conv2.conv)
+        if hasattr(block.nin_shortcut, "conv"):
+            _set_centre(block.nin_shortcut.conv, used)
+    elif hasattr(block, "conv"):
+        _set_centre(block.conv, used)
+    return used
+
+
+def _clear(conv: nn.Module) -> None:
+    conv.weight.zero_()  # type: ignore[operator,union-attr]
+    conv.bias.zero_()  # type: ignore[operator,union-attr]
+
+
+def _set_centre(conv: nn.Module, used: int) -> None:
+    _clear(conv)
+    weight = cast(torch.Tensor, conv.weight)
+    centre = weight.shape[-1] // 2
+    if used > min(weight.shape[:2]):
+        raise ValueError(f"{min(weight.shape[:2])} channels cannot carry {used} without loss")
+    for channel in range(used):
+        weight[channel, channel, centre, centre, centre] = 1.0
+
+
+def _set_pointwise(block: nn.Module, matrix: torch.Tensor, *, bias: float = 0.0) -> None:
+    block.conv.weight.copy_(matrix[:, :, None, None, None])  # type: ignore[union-attr]
+    block.conv.bias.fill_(bias)  # type: ignore[union-attr]
+
+
+def _channels(per_channel: torch.Tensor) -> torch.Tensor:
+    return per_channel[:, None, None, None]

@@ -1,0 +1,33 @@
+"""Normalisation whose result does not depend on how a volume was cut into tiles."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class VoxelLayerNorm(nn.Module):
+    """Layer normalisation over channels, at each voxel by itself (Ba et al. 2016, arXiv:1607.06450).
+
+    GroupNorm takes its statistics over the whole window, so a tile and the volume that it was cut from give
+    different results; this does not. Weights have GroupNorm's names and shapes.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, C, H, W, D) over C."""
+        channels_last = x.movedim(1, -1)
+        return functional.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+def replace_group_norms(net: nn.Module) -> nn.Module:
+    """Exchange every GroupNorm of `net`, in place, for VoxelLayerNorm, and return it."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(parent, name, VoxelLayerNorm(child.num_channels, eps=child.eps))
+    return net

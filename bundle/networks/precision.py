@@ -1,0 +1,62 @@
+"""Which number format a device computes in: float32, bfloat16, or float16 with a loss scaler."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+MODES = ("auto", "bf16", "fp16", "off")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the forward pass; `dtype` None means float32 throughout."""
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    @property
+    def needs_scaler(self) -> bool:
+        """Float16 gradients underflow without a loss scaler; bfloat16 has float32's range."""
+        return self.dtype is torch.float16
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a forward pass runs."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+
+def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision:
+    """Turn the `mixed_precision` key into a format that `device` has.
+
+    Args:
+        mode: 'auto' (bfloat16 where the device computes in it, else float16 on CUDA, else float32), 'bf16',
+            'fp16', 'off'; True and False stand for 'auto' and 'off'.
+        device: where the networks run.
+
+    Raises:
+        ValueError: for an unknown mode, or 'fp16' on a CPU, which has no fast float16.
+    """
+    kind = torch.device(device).type
+    mode = {True: "auto", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
+    if mode not in MODES:
+        raise ValueError(f"mixed_precision must be one of {', '.join(MODES)}, not '{mode}'")
+    if mode == "off":
+        return Precision(kind, None)
+    if kind == "cuda":
+        # Before compute capability 8 (V100: 7.0) bfloat16 is emulated and slow.
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        use_bfloat16 = mode == "bf16" or (mode == "auto" and has_bfloat16)
+        return Precision(kind, torch.bfloat16 if use_bfloat16 else torch.float16)
+    if mode == "fp16":
+        raise ValueError("mixed_precision 'fp16' needs a CUDA device; use 'bf16' or 'off' on a CPU")
+    if mode == "bf16" or _cpu_has_bfloat16():
+        return Precision(kind, torch.bfloat16)
+    return Precision(kind, None)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Without these instructions bfloat16 convolutions run slower than float32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

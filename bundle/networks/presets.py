@@ -1,0 +1,189 @@
+"""The two sizes of the network: `small` (a laptop; shipped) and `full` (the reference's size)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bundle.diffusion.bridge import BrownianBridge
+from bundle.diffusion.gaussian import GaussianDiffusion, Parameterisation
+from bundle.diffusion.process import DiffusionProcess
+from bundle.errors import BundleError
+from bundle.networks.autoencoder import Autoencoder, lossless_start
+from bundle.networks.compat import NetworksFrom, build_autoencoder, keep_generative_layout
+from bundle.networks.denoiser import Denoiser
+from bundle.networks.inplane import make_autoencoder_in_plane
+from bundle.networks.norm import replace_group_norms
+from bundle.networks.refiner import Refiner
+from bundle.networks.restorer import Restorer
+from bundle.units import ClinicalWindows, LinearWindow, Units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Sizes of the three networks.
+
+    Attributes:
+        autoencoder_channels: channels per level; each level but the last halves rows and columns.
+        latent_channels: channels of the latent.
+        autoencoder_res_blocks: residual blocks per level.
+        denoiser_channels: channels per level.
+        denoiser_attention: which levels have self-attention.
+        denoiser_res_blocks: residual blocks per level.
+        norm_groups: groups of GroupNorm; None: VoxelLayerNorm everywhere and no attention.
+        context: whether the denoiser is told noise level and spacing.
+        lossless: whether the autoencoder starts as an exact identity.
+        refiner_features: channels per level of the refiner.
+        windows: 'linear' or 'clinical'.
+        sampler: 'bridge' or 'ddim'.
+    """
+
+    autoencoder_channels: Sequence[int]
+    latent_channels: int
+    autoencoder_res_blocks: int
+    denoiser_channels: Sequence[int]
+    denoiser_attention: Sequence[bool]
+    denoiser_res_blocks: int
+    norm_groups: int | None
+    context: bool
+    lossless: bool
+    refiner_features: Sequence[int]
+    windows: str
+    sampler: str
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along a row or column."""
+        return 2 ** (len(self.autoencoder_channels) - 1)
+
+
+PRESETS = {
+    "small": Preset(
+        autoencoder_channels=(4, 16, 16),
+        latent_channels=16,
+        autoencoder_res_blocks=1,
+        denoiser_channels=(64, 96, 128),
+        denoiser_attention=(False, False, False),
+        denoiser_res_blocks=1,
+        norm_groups=None,
+        context=True,
+        lossless=True,
+        refiner_features=(12, 24, 48),
+        windows="linear",
+        sampler="bridge",
+    ),
+    "full": Preset(
+        autoencoder_channels=(96, 192, 384, 512),
+        latent_channels=4,
+        autoencoder_res_blocks=2,
+        denoiser_channels=(192, 320, 448),
+        denoiser_attention=(False, True, True),
+        denoiser_res_blocks=2,
+        norm_groups=32,
+        context=False,
+        lossless=False,
+        refiner_features=(12, 24, 48),
+        windows="clinical",
+        sampler="ddim",
+    ),
+}
+# Small enough for a test or a dry run; the same design as `small`.
+PRESETS["tiny"] = replace(PRESETS["small"], denoiser_channels=(8, 16), denoiser_attention=(False, False))
+PRESETS["tiny"] = replace(PRESETS["tiny"], refiner_features=(4, 8))
+
+
+def build_restorer(
+    preset: str = "small",
+    *,
+    networks_from: NetworksFrom = "generative",
+    windows: str = "auto",
+    sampler: str = "auto",
+    parameterisation: Parameterisation = "epsilon",
+    noise_scale: float = 1.5,
+    start_fraction: float = 0.45,
+) -> Restorer:
+    """Build the Restorer of a preset.
+
+    Args:
+        preset: 'small', 'full', or 'tiny' (for tests).
+        networks_from: the package of the autoencoder's and the denoiser's classes: 'generative' or 'core'.
+        windows: 'linear', 'clinical', or 'auto' for the preset's own.
+        sampler: 'bridge', 'ddim', 'ddpm', or 'auto' for the preset's own.
+        parameterisation: what the denoiser predicts under 'ddim' and 'ddpm'.
+        noise_scale: size of the bridge's noise.
+        start_fraction: part of the training at the bridge's degraded end.
+
+    Raises:
+        BundleError: for an unknown preset, window set or sampler, or a combination that cannot work.
+    """
+    if preset not in PRESETS:
+        raise BundleError(f"preset '{preset}' is unknown", hint=f"use one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    units = _units(chosen.windows if windows == "auto" else windows)
+    if chosen.lossless and units.channels != 1:
+        raise BundleError(f"windows 'clinical' cannot be used with preset '{preset}'", hint="use preset 'full'")
+    process = _process(
+        chosen.sampler if sampler == "auto" else sampler,
+        parameterisation=parameterisation,
+        noise_scale=noise_scale,
+        start_fraction=start_fraction,
+    )
+    return Restorer(
+        _autoencoder(chosen, networks_from, units),
+        Denoiser(
+            chosen.latent_channels,
+            context_channels=3 if chosen.context else 0,
+            channels=chosen.denoiser_channels,
+            attention_levels=chosen.denoiser_attention,
+            num_res_blocks=chosen.denoiser_res_blocks,
+            norm_groups=chosen.norm_groups,
+            networks_from=networks_from,
+        ),
+        Refiner(chosen.refiner_features),
+        process=process,
+        units=units,
+    )
+
+
+def _autoencoder(preset: Preset, networks_from: NetworksFrom, units: Units) -> Autoencoder:
+    attention = preset.norm_groups is not None
+    net = build_autoencoder(
+        networks_from,
+        spatial_dims=3,
+        in_channels=units.channels,
+        out_channels=1,
+        num_res_blocks=preset.autoencoder_res_blocks,
+        num_channels=tuple(preset.autoencoder_channels),
+        attention_levels=(False,) * len(preset.autoencoder_channels),
+        latent_channels=preset.latent_channels,
+        norm_num_groups=preset.norm_groups or 1,
+        with_encoder_nonlocal_attn=attention,
+        with_decoder_nonlocal_attn=attention,
+    )
+    make_autoencoder_in_plane(net, transposed=preset.lossless)
+    if preset.norm_groups is None:
+        replace_group_norms(net)
+    if preset.lossless:
+        lossless_start(net, factor=preset.factor)
+    return Autoencoder(
+        keep_generative_layout(net, networks_from),
+        latent_channels=preset.latent_channels,
+        factor=preset.factor,
+        full_precision=preset.lossless,
+    )
+
+
+def _units(windows: str) -> Units:
+    if windows == "linear":
+        return LinearWindow()
+    if windows == "clinical":
+        return ClinicalWindows()
+    raise BundleError(f"windows '{windows}' is unknown", hint="use 'linear' or 'clinical'")
+
+
+def _process(
+    sampler: str, *, parameterisation: Parameterisation, noise_scale: float, start_fraction: float
+) -> DiffusionProcess:
+    if sampler == "bridge":
+        return BrownianBridge(noise_scale=noise_scale, start_fraction=start_fraction)
+    if sampler in ("ddim", "ddpm"):
+        return GaussianDiffusion(parameterisation=parameterisation, sampler=sampler)  # type: ignore[arg-type]
+    raise BundleError(f"sampler '{sampler}' is unknown", hint="use 'bridge', 'ddim' or 'ddpm'")

@@ -1,0 +1,65 @@
+"""The refiner: a small network on pixels beside the latent path, for what a latent position is too coarse for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+_LOCAL_MEAN = (5, 5, 1)  # voxels: the neighbourhood whose mean is taken off, so that anatomy's level is not seen
+
+
+class Refiner(nn.Module):
+    """Corrects a restoration from the input and the restoration itself, in units of the slice's noise.
+
+    Dividing by the noise level makes one set of weights serve every dose. The output starts at zero.
+
+    Args:
+        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only).
+    """
+
+    def __init__(self, features: Sequence[int]) -> None:
+        super().__init__()
+        from monai.networks.nets.dynunet import DynUNet
+
+        levels = len(features)
+        self.net = DynUNet(
+            spatial_dims=3,
+            in_channels=4,
+            out_channels=1,
+            kernel_size=[(3, 3, 3)] * levels,
+            strides=[(1, 1, 1)] + [(2, 2, 1)] * (levels - 1),
+            upsample_kernel_size=[(2, 2, 1)] * (levels - 1),
+            filters=list(features),
+            norm_name="instance",
+        )
+        _drop_instance_norms(self.net)
+        last = self.net.output_block.conv.conv
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.multiple = 2 ** (levels - 1)
+
+    def forward(self, base: torch.Tensor, restored: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the correction (B, 1, H, W, D) to `restored`.
+
+        Args:
+            base: the input in linear network units (B, 1, H, W, D); H and W multiples of `multiple`.
+            restored: the latent path's restoration, same shape.
+            noise: noise level per slice in network units (B, 1, 1, 1, D).
+        """
+        local_mean = functional.avg_pool3d(restored, _LOCAL_MEAN, stride=1, padding=(2, 2, 0), count_include_pad=False)
+        features = [
+            ((base - restored) / noise).clamp(-6.0, 6.0),
+            ((restored - local_mean) / noise).clamp(-6.0, 6.0),
+            restored.clamp(-1.0, 1.0),
+            noise.log().expand_as(base),
+        ]
+        return noise * self.net(torch.cat(features, dim=1)).float()
+
+
+def _drop_instance_norms(net: nn.Module) -> None:
+    """Instance norms depend on the window; without them a tile equals the same part of the whole volume."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.InstanceNorm3d):
+                setattr(parent, name, nn.Identity())
