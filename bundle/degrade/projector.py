@@ -87,7 +87,7 @@ def back_project(sinogram: np.ndarray, *, beam: ParallelBeam) -> np.ndarray:
     return image
 
 
-def ramp_response(length: int, *, bin_mm: float, hann_cutoff: float = 0.0) -> np.ndarray:
+def ramp_response(length: int, *, bin_mm: float, hann_cutoff_per_mm: float = 0.0) -> np.ndarray:
     """Frequency response (length,) of the band-limited ramp filter, 1/mm.
 
     It is the transform of the ramp sampled in space, which keeps the mean of the image right (Kak and Slaney,
@@ -96,7 +96,8 @@ def ramp_response(length: int, *, bin_mm: float, hann_cutoff: float = 0.0) -> np
     Args:
         length: of the FFT.
         bin_mm: distance of samples.
-        hann_cutoff: where a Hann window reaches zero, as a fraction of the Nyquist frequency; 0 is no window.
+        hann_cutoff_per_mm: frequency at which a Hann window reaches zero, 1/mm; it may lie beyond the Nyquist
+            frequency 1 / (2 bin_mm); 0 is no window.
     """
     distance = scipy.fft.fftfreq(length, 1 / length)
     kernel = np.zeros(length)
@@ -104,19 +105,21 @@ def ramp_response(length: int, *, bin_mm: float, hann_cutoff: float = 0.0) -> np
     odd = distance.astype(int) % 2 == 1
     kernel[odd] = -1 / (np.pi * distance[odd]) ** 2
     response = scipy.fft.fft(kernel).real / bin_mm
-    if hann_cutoff > 0:
-        relative = np.minimum(np.abs(scipy.fft.fftfreq(length)) / (0.5 * hann_cutoff), 1.0)
+    if hann_cutoff_per_mm > 0:
+        relative = np.minimum(np.abs(scipy.fft.fftfreq(length, bin_mm)) / hann_cutoff_per_mm, 1.0)
         response *= np.cos(0.5 * np.pi * relative) ** 2
     return response
 
 
-def filtered_back_projection(sinogram: np.ndarray, *, beam: ParallelBeam, hann_cutoff: float = 0.0) -> np.ndarray:
+def filtered_back_projection(
+    sinogram: np.ndarray, *, beam: ParallelBeam, hann_cutoff_per_mm: float = 0.0
+) -> np.ndarray:
     """Image (H, W) per mm of a sinogram (views, bins); real or complex as in `back_project`.
 
     Kak and Slaney, eq. 3.37: pi / views times the sum over views of the filtered projections.
     """
     length = scipy.fft.next_fast_len(2 * beam.bins)  # zero padding: the filter must not wrap around
-    response = ramp_response(length, bin_mm=beam.bin_mm, hann_cutoff=hann_cutoff).astype(np.float32)
+    response = ramp_response(length, bin_mm=beam.bin_mm, hann_cutoff_per_mm=hann_cutoff_per_mm).astype(np.float32)
     workers = _threads()
     if np.iscomplexobj(sinogram):
         spectrum = scipy.fft.fft(sinogram, length, workers=workers)
@@ -199,7 +202,7 @@ def _steps(beam: ParallelBeam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _threads() -> int:
     """Cores this process may use; NUMBA_NUM_THREADS sets it. (numba.get_num_threads would start its pool.)"""
-    return int(numba.config.NUMBA_NUM_THREADS)
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # set at run time from the environment
 
 
 def _over_threads(kernel: Callable[..., None], count: int, *arguments: np.ndarray) -> None:

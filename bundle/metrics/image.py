@@ -74,7 +74,7 @@ def bias_hu(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _difference(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """a - b in double precision, restricted to `mask`."""
+    """Values of a - b in double precision, restricted to `mask`."""
     _require_same_shape(a, b)
     if mask is not None:
         if mask.shape != a.shape:
