@@ -38,7 +38,7 @@ def sample_dose(rng: np.random.Generator, low: float, high: float, clean_fractio
 def series_seed(volume_hu: np.ndarray, *, seed: int) -> int:
     """A seed of `seed` and the volume's content: every series gets its own noise, and the same one each time."""
     content = np.ascontiguousarray(volume_hu, dtype=np.float32)
-    return (seed << 32) + zlib.crc32(content.view(np.uint8))
+    return (seed << 32) + zlib.crc32(content.data)
 
 
 class UnitNoised(MapTransform):
