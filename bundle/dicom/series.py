@@ -1,0 +1,206 @@
+"""A usable CT series found by the index, and its pixels read into a Volume."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset
+
+from bundle.dicom.elements import Unusable, decimals, integer, text
+from bundle.dicom.headers import NotDicom, Slice, read_whole
+from bundle.dicom.pixels import decode, pixel_layout
+from bundle.dicom.sources import Sources
+from bundle.dicom.volume import Volume
+from bundle.errors import BundleError
+from bundle.files import digest
+
+KEY_DIGITS = 16
+MAX_EXACT_FLOAT32 = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One CT volume in waiting: headers read and checked, pixels not yet.
+
+    Attributes:
+        key: 16 hex digits that identify the series without naming it.
+        paths: source of each slice in slice order ("archive.zip!/member" in archives); a multi-frame
+            object appears once per frame.
+        headers: one flat header per slice, without pixel data and private elements.
+        affine: (i, j, k, 1) -> LPS mm, float64 (4, 4).
+        shape: (H, W, D): columns, rows and slices of the stored matrix, in the order of the affine's axes.
+        frames: frame number per slice in its object, None for single-frame objects.
+        notes: what a user should know although the series is usable.
+    """
+
+    key: str
+    paths: tuple[str, ...]
+    headers: tuple[Dataset, ...]
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    frames: tuple[int | None, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def load(self) -> Volume:
+        """Read the pixels.
+
+        Raises:
+            BundleError: when a file cannot be read or decoded, or is no longer what the index saw.
+        """
+        return load_volume(self)
+
+    @property
+    def patient_key(self) -> str:
+        """16 hex digits, equal for series of one patient (by ID, else name, else study), without naming them."""
+        header = self.headers[0]
+        for keyword in ("PatientID", "PatientName", "StudyInstanceUID"):
+            value = text(header, keyword)
+            if value:
+                return digest(keyword, value)[:KEY_DIGITS]
+        return digest("series", self.key)[:KEY_DIGITS]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance in mm between neighbours along i, j and between slice planes."""
+        i, j, k = self.affine[:3, 0], self.affine[:3, 1], self.affine[:3, 2]
+        normal = np.cross(i, j) / np.linalg.norm(np.cross(i, j))
+        return float(np.linalg.norm(i)), float(np.linalg.norm(j)), float(abs(k @ normal))
+
+    @property
+    def scanner(self) -> str:
+        """Manufacturer and model, "" when the headers do not say."""
+        names = [text(self.headers[0], name) for name in ("Manufacturer", "ManufacturerModelName")]
+        return " ".join(name for name in names if name)
+
+    @property
+    def kernel(self) -> str:
+        """Convolution Kernel, several values joined by a blank."""
+        return text(self.headers[0], "ConvolutionKernel").replace("\\", " ")
+
+    @property
+    def kvp(self) -> float | None:
+        """Tube voltage, kV."""
+        return _number(self.headers[0], "KVP")
+
+    @property
+    def thickness_mm(self) -> float | None:
+        """Nominal Slice Thickness, mm."""
+        return _number(self.headers[0], "SliceThickness")
+
+    @property
+    def body_part(self) -> str:
+        """Body Part Examined."""
+        return text(self.headers[0], "BodyPartExamined")
+
+
+def rescale(header: Dataset) -> tuple[float, float]:
+    """Rescale Slope and Intercept that make HU of stored values (PS3.3 C.11.1).
+
+    Raises:
+        Unusable: when they are missing, or the result would not be HU.
+    """
+    if "ModalityLUTSequence" in header:
+        raise Unusable("values go through a Modality LUT, not RescaleSlope and RescaleIntercept")
+    slope = decimals(header, "RescaleSlope", count=1)[0]
+    intercept = decimals(header, "RescaleIntercept", count=1)[0]
+    if slope == 0:
+        raise Unusable("RescaleSlope is 0")
+    kind = text(header, "RescaleType").upper()
+    if kind and kind != "HU" and not kind.startswith("HOUN"):
+        raise Unusable("RescaleType is not HU: the values are no Hounsfield units")
+    return slope, intercept
+
+
+def series_key(series_uid: str, contents: Sequence[str], *, label: str = "") -> str:
+    """Key of a series: digest of its UID, else of the sorted digests of its files; `label` tells parts apart."""
+    identity = digest(series_uid) if series_uid else digest(*sorted(set(contents)))
+    return (digest(identity, label) if label else identity)[:KEY_DIGITS]
+
+
+def content_digest(source: str, sources: Sources) -> str:
+    """SHA-256 of one file's bytes, in hex."""
+    with sources.open(source) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def stored_values(image: Slice, dataset: FileDataset) -> np.ndarray:
+    """Stored values (rows, columns) of a slice, after a check that its file is still the one of the index.
+
+    Raises:
+        Unusable: when it changed, or cannot be decoded.
+    """
+    if text(dataset, "SOPInstanceUID") != text(image.header, "SOPInstanceUID"):
+        raise Unusable("file changed since it was indexed")
+    return decode(dataset, frame=image.frame)
+
+
+def load_volume(series: Series) -> Volume:
+    """Read all slices of `series`; raises BundleError naming the slice that cannot be read."""
+    columns, rows, depth = series.shape
+    scale = np.array([rescale(header) for header in series.headers])
+    kinds = {pixel_layout(header).dtype for header in series.headers}
+    kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int32 if max(k.itemsize for k in kinds) < 4 else np.int64)
+    stored = np.empty((depth, rows, columns), dtype=kind)  # slices contiguous, as they come
+    array = np.empty((depth, rows, columns), dtype=np.float32)
+    opened: tuple[str, FileDataset] | None = None  # a multi-frame object is read once
+    with Sources() as sources:
+        for k, image in enumerate(map(Slice, series.paths, series.frames, series.headers)):
+            try:
+                if opened is None or opened[0] != image.source:
+                    with sources.open(image.source) as stream:
+                        opened = (image.source, read_whole(stream))
+                stored[k] = stored_values(image, opened[1])
+                hu = stored[k] * scale[k, 0] + scale[k, 1]
+                if kind.itemsize > 2 and np.abs(hu).max() > MAX_EXACT_FLOAT32:
+                    raise Unusable("values are too large for exact HU (BitsAllocated 32)")
+            except (Unusable, NotDicom, OSError, ValueError) as error:
+                raise _slice_error(series, k, error) from error
+            array[k] = hu
+    mask = np.stack([_padding(stored[k], header) for k, header in enumerate(series.headers)]) if _pads(series) else None
+    return Volume(
+        array=array.transpose(2, 1, 0),
+        affine=series.affine,
+        headers=series.headers,
+        stored=stored.transpose(2, 1, 0),
+        slope=scale[:, 0].copy(),
+        intercept=scale[:, 1].copy(),
+        key=series.key,
+        padding_mask=None if mask is None else mask.transpose(2, 1, 0),
+    )
+
+
+def _slice_error(series: Series, k: int, error: Exception) -> BundleError:
+    name = series.paths[k].replace("\\", "/").rsplit("/", 1)[-1]
+    reason = error.message if isinstance(error, Unusable) else "file cannot be read any more"
+    return BundleError(f"series {series.key}: slice {k} ({name}): {reason}", hint="fetch the series again")
+
+
+def _pads(series: Series) -> bool:
+    return any("PixelPaddingValue" in header for header in series.headers)
+
+
+def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Where a slice is padded: stored value equal to Pixel Padding Value, or up to its Range Limit (C.7.5.1.1.2)."""
+    layout = pixel_layout(header)
+
+    def in_range(value: int) -> int:
+        """The value as the pixels hold it: files mix up signed and unsigned VR of this element."""
+        value &= (1 << layout.allocated) - 1
+        return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
+
+    try:
+        value, limit = integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")
+    except Unusable:
+        return np.zeros(stored.shape, dtype=bool)
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    low, high = sorted((in_range(value), in_range(value if limit is None else limit)))
+    return (stored >= low) & (stored <= high)
+
+
+def _number(header: Dataset, keyword: str) -> float | None:
+    try:
+        return decimals(header, keyword, count=1)[0]
+    except Unusable:
+        return None

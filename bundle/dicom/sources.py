@@ -1,0 +1,149 @@
+"""Where DICOM bytes come from: plain files of any nesting, and members of ZIP archives.
+
+A source is a string: a path, or "archive.zip!/member" for a file in an archive.
+"""
+
+import contextlib
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from bundle.errors import BundleError
+
+MEMBER_MARK = "!/"
+MAX_FILE_BYTES = 2 << 30  # a CT object of more is not one we can hold
+MAX_EXPANSION = 100  # deflate's real gain on CT is 2 to 4; 1,000 is a bomb
+MIN_SUSPECT_BYTES = 16 << 20  # small members may be as repetitive as they like
+
+
+class ClampedReader(io.BufferedReader):
+    """A file reader that never allocates more than the file holds, whatever length an element claims."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw, buffer_size=64 << 10)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most `size` bytes, and at most what is left."""
+        if size is not None and size > 1 << 20:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
+
+
+class Sources:
+    """Opens sources; keeps archives open while in use, none afterwards (so it never crosses a fork)."""
+
+    def __init__(self) -> None:
+        self._archives: dict[str, zipfile.ZipFile] = {}
+
+    def __enter__(self) -> "Sources":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for archive in self._archives.values():
+            archive.close()
+        self._archives.clear()
+
+    def open(self, source: str) -> BinaryIO:
+        """Return a seekable stream of `source`'s bytes.
+
+        Raises:
+            OSError: when it cannot be read.
+            BundleError: when it is larger than what is read into memory.
+        """
+        if MEMBER_MARK in source and not os.path.lexists(source):
+            archive, member = source.split(MEMBER_MARK, 1)
+            return io.BytesIO(self._archive(archive).read(member))
+        raw = io.FileIO(source)
+        if os.fstat(raw.fileno()).st_size > MAX_FILE_BYTES:
+            raw.close()
+            raise BundleError("file is larger than the limit of 2 GiB")
+        return ClampedReader(raw)
+
+    def members(self, path: str) -> list[str]:
+        """Sources of the files in the archive at `path`, in order of their names.
+
+        Raises:
+            BundleError: when the archive is damaged, encrypted, expands beyond reason or climbs out of its folder.
+        """
+        try:
+            infos = [info for info in self._archive(path).infolist() if not info.is_dir()]
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            raise BundleError("zip archive is damaged", hint="pack the series again") from error
+        for info in infos:
+            _check_member(info)
+        if sum(info.file_size for info in infos) > 64 << 30:
+            raise BundleError("zip archive is too large: it expands to more than the limit of 64 GiB")
+        return sorted(f"{path}{MEMBER_MARK}{info.filename}" for info in infos)
+
+    def _archive(self, path: str) -> zipfile.ZipFile:
+        if path not in self._archives:
+            self._archives[path] = zipfile.ZipFile(path)
+        return self._archives[path]
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    """Refuse what an archive made for exchange never holds."""
+    parts = info.filename.replace("\\", "/").split("/")
+    if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in parts[0]:
+        raise BundleError("zip entry has a path that leads out of its folder (..)", hint="do not trust this archive")
+    if info.flag_bits & 0x1:
+        raise BundleError("zip entry is encrypted", hint="unpack the archive and give the folder")
+    too_large = info.file_size > MAX_FILE_BYTES
+    bomb = info.file_size > MIN_SUSPECT_BYTES and info.file_size > MAX_EXPANSION * max(info.compress_size, 1)
+    if too_large or bomb:
+        raise BundleError("zip entry expands beyond the size limit", hint="do not trust this archive")
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Paths of the regular files under `root` (or `root` itself), in order of their names.
+
+    Links to files and folders are followed, each real folder once; pipes, sockets, devices and links that lead
+    nowhere are passed over.
+    """
+    if root.is_file():
+        yield str(root)
+        return
+    seen: set[tuple[int, int]] = set()
+    folders = [str(root)]
+    while folders:
+        folder = folders.pop()
+        entries, identity = _entries(folder)
+        if identity is None or identity in seen:
+            continue
+        seen.add(identity)
+        below: list[str] = []
+        for path, mode in entries:
+            if stat.S_ISDIR(mode):
+                below.append(path)
+            elif stat.S_ISREG(mode):
+                yield path
+        folders.extend(reversed(below))
+
+
+def _entries(folder: str) -> tuple[list[tuple[str, int]], tuple[int, int] | None]:
+    """(path, mode) of what lies in `folder`, sorted, and the folder's identity; None when it cannot be listed."""
+    found: list[tuple[str, int]] = []
+    try:
+        status = Path(folder).stat()
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return [], None
+    for name in names:
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            found.append((path, os.stat(path).st_mode))
+    return found, (status.st_dev, status.st_ino)
+
+
+def is_zip(stream: Any) -> bool:
+    """Whether the stream begins as a ZIP archive does; leaves it at its start."""
+    stream.seek(0)
+    head = stream.read(4)
+    stream.seek(0)
+    return bool(head == b"PK\x03\x04")
