@@ -21,7 +21,8 @@ from bundle.errors import BundleError
 
 # Taken by `monai.bundle run` itself, so they need not be ids of the config.
 MONAI_OPTIONS = frozenset(
-    "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type properties_path".split()
+    "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
+    + ["workflow_type", "properties_path"]
 )
 # Added to the config by MONAI once `--tracking` is given.
 TRACKING_OPTIONS = frozenset("output_dir tracking_uri experiment_name run_name save_execute_config".split())
@@ -179,7 +180,9 @@ def _check_option(option: str, config: dict[str, Any]) -> None:
 
 
 def _refuse(option: str, parents: list[str], part: str, node: Any, config: dict[str, Any]) -> None:
-    siblings = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] if isinstance(node, list) else []
+    siblings = (
+        list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] if isinstance(node, list) else []
+    )
     if (near := nearest(part, siblings)) is not None:
         hint = f"did you mean --{'#'.join([*parents, near])}?"
     elif parents:

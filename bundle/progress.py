@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -81,7 +81,7 @@ class Progress:
 
 def track(items: Iterable[Item], description: str, *, total: int | None = None, unit: str = "step") -> Iterator[Item]:
     """Yield `items` and show how far they are; the number is taken from `items` where they have a length."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(description, total=total, unit=unit) as progress:
         for item in items:
