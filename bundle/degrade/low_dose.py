@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.degrade.projector import ParallelBeam, filtered_back_projection, forward
+from bundle.degrade.projector import FIRST_ANGLE, ParallelBeam, filtered_back_projection, forward
 from bundle.units import AIR_HU
 
 WATER_MU_PER_MM = 0.0193  # water at the 70 keV or so that a 120 kV scan amounts to (NIST XCOM)
@@ -177,7 +177,7 @@ def line_integrals(
 
 def _refine(integrals: np.ndarray, coarse: ParallelBeam, *, beam: ParallelBeam) -> np.ndarray:
     """Interpolate line integrals from the views and bins of `coarse` to those of `beam`."""
-    view = (np.arange(beam.views) + 0.5) * (coarse.views / beam.views) - 0.5
+    view = (np.arange(beam.views) + FIRST_ANGLE) * (coarse.views / beam.views) - FIRST_ANGLE
     position_mm = (np.arange(beam.bins) - (beam.bins - 1) / 2) * beam.bin_mm
     position = position_mm / coarse.bin_mm + (coarse.bins - 1) / 2
     by_view = _interpolate(integrals, view, axis=0)

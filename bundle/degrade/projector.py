@@ -4,7 +4,8 @@ Both directions are pixel driven with linear interpolation on the detector (Pete
 1981): a pixel centre at (x, y) mm meets view theta at s = x cos(theta) + y sin(theta), x along columns and y
 against rows, as in skimage. Projection adds the pixel to the two bins around s, back-projection reads those two
 bins with the same weights, so that one is the transpose of the other by construction and no two threads write
-to the same place (views are split over threads in one direction, rows in the other).
+to the same place (views are split over threads in one direction, rows in the other). Views agree with skimage
+to 0.1 %, but for those within a degree of 45, where the diagonals of the grid beat against the bins (2 %).
 
 Threads come from Python around kernels that release the lock, not from numba's own pool: that pool does not
 survive a fork, and data loaders fork.
@@ -19,6 +20,10 @@ from typing import Any
 import numba
 import numpy as np
 import scipy.fft
+
+# In steps. At exactly 45 degrees the beat would be 10 %; no number of views gets there by thirds of a step, as
+# some would from none or a half.
+FIRST_ANGLE = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +45,8 @@ class ParallelBeam:
 
     @property
     def angles_rad(self) -> np.ndarray:
-        """Angles (views,), half a step off the axes: at exactly 45 degrees pixel rows beat against bins."""
-        return (np.arange(self.views) + 0.5) * (np.pi / self.views)
+        """Angles (views,) of half a turn, none of them at 45 degrees."""
+        return (np.arange(self.views) + FIRST_ANGLE) * (np.pi / self.views)
 
     @property
     def bins(self) -> int:

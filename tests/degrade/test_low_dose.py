@@ -25,9 +25,7 @@ def draw(slice_hu: np.ndarray, count: int, *, spacing=(2.0, 2.0), photons=1e5, *
     settings = Scanner(**{"views": 360, "hann_cutoff_per_mm": 0.0} | scanner)
     return np.stack(
         [
-            unit_noise(
-                slice_hu, spacing_mm=spacing, rng=np.random.default_rng(k), photons=photons, scanner=settings
-            )
+            unit_noise(slice_hu, spacing_mm=spacing, rng=np.random.default_rng(k), photons=photons, scanner=settings)
             for k in range(count)
         ]
     )
@@ -54,9 +52,7 @@ def predicted_std_hu(variance: float, *, bin_mm: float, views: int, cutoff: floa
 @pytest.mark.parametrize("cutoff", [0.0, 0.2])
 def test_noise_at_the_centre_of_a_water_cylinder_is_the_predicted_one(cutoff):
     radius_mm, photons, sigma = 90.0, 1e5, 20.0
-    images = draw(
-        ellipse(radius_mm, radius_mm), 30, photons=photons, hann_cutoff_per_mm=cutoff, electronic_noise=sigma
-    )
+    images = draw(ellipse(radius_mm, radius_mm), 30, photons=photons, hann_cutoff_per_mm=cutoff, electronic_noise=sigma)
     inverse_counts = np.exp(2 * radius_mm * WATER_MU_PER_MM) / photons
     quantum, electronic = np.sqrt(np.mean(centre(images) ** 2, axis=(0, 2, 3)))
     options = {"bin_mm": 2.0, "views": 360, "cutoff": cutoff}
@@ -80,7 +76,7 @@ def test_quantum_variance_goes_with_one_over_dose_minus_one():
     volume = np.zeros((SIZE, SIZE, 3), np.float32) + ellipse(90, 90)[:, :, None]
     scanner = Scanner(photons_per_ray=1e5, electronic_noise=0.0, views=180)
     quantum, electronic = unit_noise_volume(volume, spacing_mm=(2, 2, 5), seed=5, scanner=scanner)
-    assert not electronic.any()
+    assert np.abs(electronic).max() < 1e-4  # rounding of the FFT they share
     variances = {d: np.var(apply_dose(volume, quantum, electronic, dose=d) - volume) for d in (0.5, 0.25, 0.1)}
     for dose, variance in variances.items():
         assert variance / variances[0.5] == pytest.approx(1 / dose - 1, rel=0.03)

@@ -55,8 +55,9 @@ def test_projection_agrees_with_skimage():
     ours = forward(image, beam=beam)
     at = np.arange(129) - 64
     ours = np.stack([np.interp(at, positions_mm(beam), row) for row in ours])
-    assert np.sqrt(np.mean((ours - reference) ** 2)) < 0.005 * reference.max()
-    assert np.abs(ours - reference).max() < 0.03 * reference.max()
+    error = np.sqrt(np.mean((ours - reference) ** 2, axis=1)) / reference.max()
+    assert np.quantile(error, 0.8) < 0.001
+    assert error.max() < 0.025  # next to 45 degrees, see the module
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.8, 1.0)])
