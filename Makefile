@@ -15,6 +15,7 @@ setup: $(STAMP) ## make .venv with the tested versions (again only when they cha
 
 $(STAMP): $(INPUTS)
 	@echo "setup: making $(VENV); the first time downloads the packages, which takes a few minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "setup: Python 3.11 or newer is needed: make PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 		-c constraints.txt -r requirements.txt -r requirements-dev.txt -e .

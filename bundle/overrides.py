@@ -20,10 +20,8 @@ import yaml
 from bundle.errors import BundleError
 
 # Taken by `monai.bundle run` itself, so they need not be ids of the config.
-MONAI_OPTIONS = frozenset(
-    "run_id init_id final_id meta_file config_file logging_file tracking args_file".split()
-    + ["workflow_type", "properties_path"]
-)
+MONAI_OPTIONS = frozenset("run_id init_id final_id meta_file config_file logging_file tracking args_file".split())
+MONAI_OPTIONS |= {"workflow_type", "properties_path"}
 # Added to the config by MONAI once `--tracking` is given.
 TRACKING_OPTIONS = frozenset("output_dir tracking_uri experiment_name run_name save_execute_config".split())
 COMPONENT_KEYS = frozenset({"_target_", "_disabled_", "_requires_", "_mode_", "_desc_"})
@@ -97,7 +95,7 @@ def check_options(options: Iterable[str], config: dict[str, Any], *, tracking: b
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The most similar of the known names, or None when nothing is alike."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name, sorted(map(str, known)), n=1, cutoff=0.6)), None)
 
 
 def load_config(files: Sequence[str | Path]) -> dict[str, Any]:
@@ -176,19 +174,16 @@ def _check_option(option: str, config: dict[str, Any]) -> None:
         elif depth == len(parts) - 1 and isinstance(node, dict) and _is_argument(node, part):
             return
         else:
-            _refuse(option, parts[:depth], part, node, config)
+            _refuse(option, parts[:depth], part, node)
 
 
-def _refuse(option: str, parents: list[str], part: str, node: Any, config: dict[str, Any]) -> None:
-    siblings = (
-        list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] if isinstance(node, list) else []
-    )
-    if (near := nearest(part, siblings)) is not None:
+def _refuse(option: str, parents: list[str], part: str, node: Any) -> None:
+    if isinstance(node, dict) and (near := nearest(part, node)) is not None:
         hint = f"did you mean --{'#'.join([*parents, near])}?"
     elif parents:
         hint = f"'{'#'.join(parents)}' has no '{part}'"
     else:
-        hint = "options are the keys of the config file" if nearest(part, config) is None else ""
+        hint = "options are the keys of the config file"
     raise BundleError(f"unknown option --{option}", hint=hint)
 
 
