@@ -6,20 +6,14 @@ against rows, as in skimage. Projection adds the pixel to the two bins around s,
 bins with the same weights, so that one is the transpose of the other by construction and no two threads write
 to the same place (views are split over threads in one direction, rows in the other). Views agree with skimage
 to 0.1 %, but for those within a degree of 45, where the diagonals of the grid beat against the bins (2 %).
-
-Threads come from Python around kernels that release the lock, not from numba's own pool: that pool does not
-survive a fork, and data loaders fork.
 """
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 import scipy.fft
+
+from bundle.degrade.kernels import gather, over_threads, scatter, threads
 
 # In steps. At exactly 45 degrees the beat would be 10 %; no number of views gets there by thirds of a step, as
 # some would from none or a half.
@@ -73,7 +67,7 @@ def forward(image: np.ndarray, *, beam: ParallelBeam) -> np.ndarray:
     _require(image.shape, beam.shape, "image")
     image = np.ascontiguousarray(image, dtype=np.float32)
     sinogram = np.zeros((beam.views, beam.bins), np.float32)
-    _over_threads(_scatter, beam.views, image, sinogram, *_steps(beam))
+    over_threads(scatter, beam.views, image, sinogram, *_steps(beam))
     sinogram *= np.float32(beam.weight_mm)
     return sinogram
 
@@ -87,7 +81,7 @@ def back_project(sinogram: np.ndarray, *, beam: ParallelBeam) -> np.ndarray:
     kind = np.complex64 if np.iscomplexobj(sinogram) else np.float32
     sinogram = np.ascontiguousarray(sinogram, dtype=kind)
     image = np.zeros(beam.shape, kind)
-    _over_threads(_gather, beam.shape[0], sinogram, image, *_steps(beam))
+    over_threads(gather, beam.shape[0], sinogram, image, *_steps(beam))
     image *= np.float32(beam.weight_mm)
     return image
 
@@ -125,7 +119,7 @@ def filtered_back_projection(
     """
     length = scipy.fft.next_fast_len(2 * beam.bins)  # zero padding: the filter must not wrap around
     response = ramp_response(length, bin_mm=beam.bin_mm, hann_cutoff_per_mm=hann_cutoff_per_mm).astype(np.float32)
-    workers = _threads()
+    workers = threads()
     if np.iscomplexobj(sinogram):
         spectrum = scipy.fft.fft(sinogram, length, workers=workers)
         spectrum *= response
@@ -139,63 +133,6 @@ def filtered_back_projection(
     return image
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a kernel, kept on disk between runs where a folder for that can be written to."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": True, "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba's "no locator available": a read-only installation and home
-        return numba.njit(**options)(function)
-
-
-@compiled
-def _scatter(
-    first: int,
-    last: int,
-    image: np.ndarray,
-    sinogram: np.ndarray,
-    start: np.ndarray,
-    row_step: np.ndarray,
-    column_step: np.ndarray,
-) -> None:
-    one = np.float32(1)
-    rows, columns = image.shape
-    for view in range(first, last):
-        step = column_step[view]
-        for row in range(rows):
-            offset = start[view] + np.float32(row) * row_step[view]
-            for column in range(columns):
-                position = offset + np.float32(column) * step
-                index = np.int32(position)
-                part = position - np.float32(index)
-                value = image[row, column]
-                sinogram[view, index] += (one - part) * value
-                sinogram[view, index + 1] += part * value
-
-
-@compiled
-def _gather(
-    first: int,
-    last: int,
-    sinogram: np.ndarray,
-    image: np.ndarray,
-    start: np.ndarray,
-    row_step: np.ndarray,
-    column_step: np.ndarray,
-) -> None:
-    columns = image.shape[1]
-    for row in range(first, last):
-        for view in range(sinogram.shape[0]):
-            offset = start[view] + np.float32(row) * row_step[view]
-            step = column_step[view]
-            for column in range(columns):
-                position = offset + np.float32(column) * step
-                index = np.int32(position)
-                part = position - np.float32(index)
-                left = sinogram[view, index]
-                image[row, column] += left + part * (sinogram[view, index + 1] - left)
-
-
 def _steps(beam: ParallelBeam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bin position of pixel (0, 0) and its change per row and per column, each (views,) float32."""
     column_step = np.cos(beam.angles_rad) * (beam.spacing_mm[1] / beam.bin_mm)
@@ -203,26 +140,6 @@ def _steps(beam: ParallelBeam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     middle = (beam.shape[0] - 1) / 2 * row_step + (beam.shape[1] - 1) / 2 * column_step
     start = (beam.bins - 1) / 2 - middle
     return start.astype(np.float32), row_step.astype(np.float32), column_step.astype(np.float32)
-
-
-def _threads() -> int:
-    """Cores this process may use; NUMBA_NUM_THREADS sets it. (numba.get_num_threads would start its pool.)"""
-    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # set at run time from the environment
-
-
-def _over_threads(kernel: Callable[..., None], count: int, *arguments: np.ndarray) -> None:
-    """Run `kernel` over [0, count) in equal parts; the result does not depend on how many."""
-    edges = np.linspace(0, count, min(_threads(), count) + 1).astype(int)
-    part = functools.partial(_run_part, kernel, arguments)
-    if len(edges) == 2:
-        part((0, count))
-        return
-    with ThreadPoolExecutor(len(edges) - 1) as pool:
-        list(pool.map(part, zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)))
-
-
-def _run_part(kernel: Callable[..., None], arguments: tuple[np.ndarray, ...], limits: tuple[int, int]) -> None:
-    kernel(*limits, *arguments)
 
 
 def _require(shape: tuple[int, ...], expected: tuple[int, int], name: str) -> None:

@@ -1,14 +1,11 @@
-import numba
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.transform import radon
 
-from bundle.degrade import projector
 from bundle.degrade.projector import (
     ParallelBeam,
     back_project,
-    compiled,
     filtered_back_projection,
     forward,
     ramp_response,
@@ -108,36 +105,6 @@ def test_ramp_is_the_frequency():
     np.testing.assert_allclose(ramp_response(1024, bin_mm=0.7), frequency, atol=1e-3)
     hann = ramp_response(1024, bin_mm=0.7, hann_cutoff_per_mm=0.5)
     assert (np.abs(hann[frequency >= 0.5]) < 1e-12).all()
-
-
-def test_number_of_threads_does_not_change_the_result(monkeypatch):
-    beam = square_beam(65)
-    image = np.random.default_rng(4).random((65, 65), np.float32)
-    results = []
-    for threads in (1, 3):
-        monkeypatch.setattr(projector, "_threads", lambda threads=threads: threads)
-        sinogram = forward(image, beam=beam)
-        results.append((sinogram, back_project(sinogram, beam=beam)))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1], results[1][1])
-
-
-def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
-    njit = numba.njit
-
-    def refuse(*args, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*args, **options)
-
-    monkeypatch.setattr(numba, "njit", refuse)
-
-    def kernel(values: np.ndarray) -> None:
-        values[0] = 7
-
-    values = np.zeros(1)
-    compiled(kernel)(values)
-    assert values[0] == 7
 
 
 def test_a_wrong_shape_is_refused():
