@@ -127,7 +127,9 @@ class _Group:
             del reason
         scouts = [image for image in slices if "LOCALIZER" in text(image.header, "ImageType").upper().split("\\")]
         if scouts:
-            self._refuse(Unusable("is a localizer, not a volume", foreign=True), scouts[0].source, others=len(scouts) - 1)
+            self._refuse(
+                Unusable("is a localizer, not a volume", foreign=True), scouts[0].source, others=len(scouts) - 1
+            )
         slices = [image for image in slices if image not in scouts]
         if not slices or any(not file.error.foreign for file in damaged):
             return  # one damaged slice makes the series unusable, and its refusal stands already

@@ -121,7 +121,14 @@ def check_matrix(dataset: Dataset, *, frames: int) -> int:
         raise Unusable(f"matrix of {rows} rows x {columns} columns is outside 1..{MAX_MATRIX}")
     if not 0 < frames <= MAX_FRAMES:
         raise Unusable(f"NumberOfFrames is {frames}, outside 1..{MAX_FRAMES}")
-    return rows * columns * frames * (integer(dataset, "BitsAllocated") or 0) // 8 * (integer(dataset, "SamplesPerPixel") or 1)
+    return (
+        rows
+        * columns
+        * frames
+        * (integer(dataset, "BitsAllocated") or 0)
+        // 8
+        * (integer(dataset, "SamplesPerPixel") or 1)
+    )
 
 
 def _read(stream: BinaryIO, *, pixels: bool) -> tuple[FileDataset, int | None]:

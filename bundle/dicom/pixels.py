@@ -149,7 +149,9 @@ def _decoded(dataset: FileDataset, layout: PixelLayout, syntax: str, frame: int 
     count = layout.rows * layout.columns
     item = len(data) // count
     if item not in (1, 2, 4) or len(data) - item * count not in (0, 1):
-        raise Unusable(f"pixel data are damaged: the {family} stream holds another number of pixels than the header says")
+        raise Unusable(
+            f"pixel data are damaged: the {family} stream holds another number of pixels than the header says"
+        )
     return np.frombuffer(data, dtype=f"<u{item}", count=count).reshape(layout.rows, layout.columns)
 
 

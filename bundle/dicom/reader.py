@@ -95,7 +95,7 @@ class LoadSeriesd(LoadImaged):
         result = dict(data)
         for key in self.key_iterator(result):
             array, meta = self._reader.get_data(self._reader.read(result[key]))
-            image = MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(meta[MetaKeys.AFFINE]), meta=meta)
+            image = MetaTensor(torch.from_numpy(array), meta=meta)
             result[key] = EnsureChannelFirst()(image)
         return result
 
@@ -124,7 +124,9 @@ def read_nifti(path: Path) -> CheckedNifti:
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3 or min(values.shape) < 2:
-        raise BundleError(f"'{path.name}' is no 3D volume: its shape is {values.shape}", hint="give one volume per file")
+        raise BundleError(
+            f"'{path.name}' is no 3D volume: its shape is {values.shape}", hint="give one volume per file"
+        )
     if codes == (0, 0):
         raise BundleError(f"'{path.name}' has no orientation: sform and qform codes are 0", hint="convert it again")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

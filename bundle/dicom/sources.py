@@ -44,7 +44,9 @@ class Sources:
     def __enter__(self) -> "Sources":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for archive in self._archives.values():
             archive.close()
         self._archives.clear()

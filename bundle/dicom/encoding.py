@@ -1,0 +1,128 @@
+"""HU back to stored values: nothing clipped, nothing touched that was not restored."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bundle.dicom.elements import integer
+from bundle.dicom.pixels import PixelLayout, pixel_layout
+from bundle.dicom.volume import Volume
+from bundle.errors import BundleError
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSlice:
+    """What the Image Pixel and CT Image modules of one output slice need.
+
+    Attributes:
+        stored: stored values, (rows, columns), int16 or uint16.
+        layout: BitsStored, HighBit, PixelRepresentation that hold them.
+        intercept: Rescale Intercept; the slope is the source's.
+        padding: Pixel Padding Value and Range Limit in `stored`'s terms; None where the source has none.
+    """
+
+    stored: np.ndarray
+    layout: PixelLayout
+    intercept: float
+    padding: tuple[int, int | None] | None
+
+
+def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
+    """Stored values of a restored volume, slice by slice.
+
+    Voxels equal to the source keep their stored value; others are rounded half to even on the source's rescale.
+    The source's bits are kept where they hold every value, else widened to 16, else signed or unsigned as fits,
+    else the intercept is moved.
+
+    Args:
+        volume: the source.
+        restored_hu: (H, W, D), any float type.
+
+    Raises:
+        BundleError: when a value is not finite, or the values span more than 16 bits.
+    """
+    if restored_hu.shape != volume.shape:
+        raise ValueError(f"restored_hu has shape {restored_hu.shape}, the source {volume.shape}")
+    wide = [_stored(volume, restored_hu, k) for k in range(volume.shape[2])]
+    layouts = [pixel_layout(header) for header in volume.headers]
+    low, high = min(int(values.min()) for values in wide), max(int(values.max()) for values in wide)
+    offset = 0
+    for widened in (layouts, [_to_16_bits(layout, signed=layout.signed) for layout in layouts]):
+        if all(layout.allocated == 16 and _fits(v, layout) for v, layout in zip(wide, widened, strict=True)):
+            layouts = widened
+            break
+    else:
+        if -(1 << 15) <= low and high < 1 << 15:
+            layouts = [_to_16_bits(layout, signed=True) for layout in layouts]
+        else:
+            layouts = [_to_16_bits(layout, signed=False) for layout in layouts]
+            offset = 0 if low >= 0 and high < 1 << 16 else low
+        if high - offset >= 1 << 16:
+            raise BundleError("restored values span more than 16 bits hold at the source's RescaleSlope")
+    return [
+        EncodedSlice(
+            stored=(values - offset).T.astype(layout.dtype),
+            layout=layout,
+            intercept=float(volume.intercept[k] + volume.slope[k] * offset),
+            padding=_moved_padding(padding_range(volume, k), offset, layout),
+        )
+        for k, (values, layout) in enumerate(zip(wide, layouts, strict=True))
+    ]
+
+
+def padding_range(volume: Volume, k: int) -> tuple[int, int | None] | None:
+    """Pixel Padding Value and Range Limit of slice k, as the pixels hold them; None without."""
+    header = volume.headers[k]
+    if volume.padding_mask is None or "PixelPaddingValue" not in header:
+        return None
+    layout = pixel_layout(header)
+
+    def in_pixels(value: int) -> int:
+        value &= (1 << layout.allocated) - 1
+        return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
+
+    value, limit = integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")
+    return None if value is None else (in_pixels(value), None if limit is None else in_pixels(limit))
+
+
+def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
+    """Stored values (H, W) of slice k, int64, before they are fitted into bits."""
+    source = volume.stored[:, :, k].astype(np.int64)
+    hu = restored_hu[:, :, k]
+    changed = hu != volume.array[:, :, k]
+    if not np.isfinite(hu).all():
+        raise BundleError(f"restored values of slice {k} are not all finite")
+    exact = (hu.astype(np.float64) - volume.intercept[k]) / volume.slope[k]
+    if np.abs(exact).max() > 1 << 40:
+        raise BundleError(f"restored values of slice {k} are beyond all reason")
+    values = np.where(changed, np.rint(exact).astype(np.int64), source)  # rint rounds half to even
+    padding = padding_range(volume, k)
+    if padding is not None and volume.padding_mask is not None:
+        # Tissue must not turn into padding by chance: step out of the range at its nearer end.
+        low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))
+        hit = changed & ~volume.padding_mask[:, :, k] & (values >= low) & (values <= high)
+        values[hit] = np.where(values[hit] - low < high - values[hit], low - 1, high + 1)
+    return values
+
+
+def _fits(values: np.ndarray, layout: PixelLayout) -> bool:
+    low = -(1 << (layout.stored - 1)) if layout.signed else 0
+    return bool(values.min() >= low and values.max() < low + (1 << layout.stored))
+
+
+def _to_16_bits(layout: PixelLayout, *, signed: bool) -> PixelLayout:
+    return replace(layout, allocated=16, stored=16, high_bit=15, signed=signed)
+
+
+def _moved_padding(
+    padding: tuple[int, int | None] | None, offset: int, layout: PixelLayout
+) -> tuple[int, int | None] | None:
+    """Padding in the output's terms; None when the output cannot hold it (then no voxel has it either)."""
+    if padding is None:
+        return None
+    low = -(1 << 15) if layout.signed else 0
+    moved = [None if value is None else value - offset for value in padding]
+    if any(value is not None and not low <= value < low + (1 << 16) for value in moved):
+        return None
+    assert moved[0] is not None
+    return moved[0], moved[1]
