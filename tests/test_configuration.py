@@ -134,10 +134,21 @@ def test_monais_own_command_refuses_a_second_positional(config):
     assert "Traceback" not in done.stderr
 
 
+# An editable install's finder comes before the working folder; without it, the working folder wins.
+WITHOUT_EDITABLE_FINDER = """\
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+sys.path.insert(0, "")
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_foreign_bundle_package_is_refused(config, tmp_path):
     (tmp_path / "cwd" / "bundle").mkdir(parents=True)
     (tmp_path / "cwd" / "bundle" / "__init__.py").touch()
-    done = monai_run("training", "--config_file", config, "--dataset_dir", "x", cwd=tmp_path / "cwd")
+    arguments = ["run", "training", "--config_file", str(config), "--dataset_dir", "x"]
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_EDITABLE_FINDER, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "cwd", check=False)
     assert done.returncode == 1 and "trained" not in done.stdout
     assert "error: another Python package named bundle hides this one" in done.stderr
     assert "Traceback" not in done.stderr
