@@ -87,7 +87,7 @@ PRESETS = {
 }
 # Small enough for a test or a dry run; the same design as `small`.
 PRESETS["tiny"] = replace(PRESETS["small"], denoiser_channels=(8, 16), denoiser_attention=(False, False))
-PRESETS["tiny"] = replace(PRESETS["tiny"], refiner_features=(4, 8))
+PRESETS["tiny"] = replace(PRESETS["tiny"], refiner_features=(4, 8, 8))
 
 
 def build_restorer(

@@ -1,0 +1,109 @@
+"""From a data folder to training and validation parts, once per run; what the training configs call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bundle.data.prepared import prepare_cases
+from bundle.data.sources import find_cases
+from bundle.data.splits import Part, Split, split
+from bundle.files import write_json
+
+
+class TrainingData:
+    """Prepared cases of a data folder, split; nothing is read before the first part is asked for.
+
+    Args:
+        dataset_dir: folder of DICOM or NIfTI.
+        transform: chain from files to image and noises.
+        cache_dir: where prepared cases lie.
+        recipe: settings of `transform` that change its result.
+        num_slices: slices of a training patch.
+        realisations: noise realisations per case.
+        max_samples: use only so many cases.
+        validation_fraction: share of the patients that validate.
+        validation_folders: folders whose patients validate, instead of a share.
+        seed: of the split.
+        progress: called with (done, total) while preparing.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | Path | None,
+        *,
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        cache_dir: str | Path,
+        recipe: Mapping[str, Any],
+        num_slices: int,
+        realisations: int = 1,
+        max_samples: int | None = None,
+        validation_fraction: float = 0.2,
+        validation_folders: Sequence[str] = (),
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.dataset_dir = dataset_dir
+        self.transform = transform
+        self.cache_dir = Path(cache_dir)
+        self.recipe = recipe
+        self.num_slices = num_slices
+        self.realisations = realisations
+        self.max_samples = max_samples
+        self.validation_fraction = validation_fraction
+        self.validation_folders = list(validation_folders)
+        self.seed = seed
+        self.progress = progress
+        self.skipped: dict[str, str] = {}
+
+    @cached_property
+    def split(self) -> Split:
+        """Both sides; prepares the cases."""
+        source = find_cases(self.dataset_dir, max_samples=self.max_samples)
+        prepared, self.skipped = prepare_cases(
+            source.cases,
+            transform=self.transform,
+            cache_dir=self.cache_dir,
+            recipe=self.recipe,
+            realisations=self.realisations,
+            progress=self.progress,
+        )
+        self.skipped.update({refusal.key: refusal.reason for refusal in source.refused})
+        return split(
+            prepared,
+            patch_slices=self.num_slices,
+            fraction=self.validation_fraction,
+            folders=self.validation_folders,
+            seed=self.seed,
+        )
+
+    @property
+    def train(self) -> tuple[Part, ...]:
+        """Parts to train on."""
+        return self.split.train
+
+    @property
+    def validation(self) -> tuple[Part, ...]:
+        """Parts to validate on."""
+        return self.split.validation
+
+    def patches_per_epoch(self, patch_size: int) -> int:
+        """How many patches cover the training parts once: the length of an epoch when none is set."""
+        voxels = sum(part.case.shape[0] * part.case.shape[1] * (part.stop - part.start) for part in self.train)
+        return max(voxels // (patch_size * patch_size * self.num_slices), 1)
+
+    def write_summary(self, path: Path) -> None:
+        """Write which case (by key) trains, validates or was skipped, and why."""
+        write_json(
+            path,
+            {
+                "validation_on": self.split.validation_on,
+                "train": [_described(part) for part in self.train],
+                "validation": [_described(part) for part in self.validation],
+                "skipped": self.skipped,
+            },
+        )
+
+
+def _described(part: Part) -> dict[str, Any]:
+    return {"series": part.case.key, "first_slice": part.start, "slices": part.stop - part.start}

@@ -1,0 +1,186 @@
+"""Patches for training and slabs for validation; a sample is a pure function of (seed, epoch, index)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bundle.data.prepared import PreparedCase
+from bundle.data.splits import Part
+from bundle.degrade.low_dose import apply_dose
+from bundle.degrade.transforms import sample_dose
+from bundle.errors import BundleError
+
+_BODY_HU = -500.0
+_BODY_FRACTION = 0.3  # a patch with less body than this is drawn again
+_TRIES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseSampling:
+    """How poor the degraded side of a pair is: dose log-uniform in `dose_range`, `clean_fraction` left as it is."""
+
+    dose_range: Sequence[float] = (0.1, 1.0)
+    clean_fraction: float = 0.07
+
+
+class PatchDataset(Dataset):
+    """Degraded and clean patches; an item is {image, label (1, H, W, D) HU, spacing_mm (3,), noise_level (D,)}.
+
+    Args:
+        data: prepared cases and their training slices.
+        patch_size: H and W of a patch in pixels.
+        num_slices: D of a patch.
+        length: items per epoch.
+        seed: with epoch and index it determines an item, whatever the worker, rank or resume.
+        degradation: how the dose is drawn.
+        augment: flips and transposes.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Part],
+        *,
+        patch_size: int,
+        num_slices: int,
+        length: int,
+        seed: int,
+        degradation: DoseSampling | None = None,
+        augment: bool = True,
+    ) -> None:
+        self.parts = [part for part in data if _fits(part, patch_size, num_slices)]
+        if not self.parts:
+            raise BundleError(
+                f"no series is as large as a patch of {patch_size} x {patch_size} x {num_slices}",
+                hint="use a smaller patch_size or num_slices",
+            )
+        self.patch = (patch_size, patch_size, num_slices)
+        self.length = length
+        self.seed = seed
+        self.degradation = degradation or DoseSampling()
+        self.augment = augment
+        # Long series have more to teach, but not in proportion: neighbouring slices are alike.
+        weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
+        self.weights = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int | tuple[int, int]) -> dict[str, Any]:
+        """Return item (epoch, index); a plain index is one of epoch 0."""
+        epoch, index = position if isinstance(position, tuple) else (0, position)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        part = self.parts[rng.choice(len(self.parts), p=self.weights)]
+        corner = self._corner(part, rng)
+        dose = sample_dose(rng, *self.degradation.dose_range, self.degradation.clean_fraction)
+        return self._cut(part.case, corner, dose, rng)
+
+    def _corner(self, part: Part, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Draw a patch's first voxel, favouring body over air."""
+        corner = (0, 0, 0)
+        for _ in range(_TRIES):
+            height, width, _ = part.case.shape
+            corner = (
+                int(rng.integers(height - self.patch[0] + 1)),
+                int(rng.integers(width - self.patch[1] + 1)),
+                int(rng.integers(part.start, part.stop - self.patch[2] + 1)),
+            )
+            region = _region(corner, self.patch)
+            if np.mean(part.case.image_hu[region][::4, ::4] > _BODY_HU) >= _BODY_FRACTION:
+                break
+        return corner
+
+    def _cut(
+        self, case: PreparedCase, corner: tuple[int, int, int], dose: float, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        region = _region(corner, self.patch)
+        quantum, electronic = case.noise(int(rng.integers(case.realisations)))
+        sign = rng.choice((-1.0, 1.0))  # noise is symmetric: each realisation serves twice
+        label = np.asarray(case.image_hu[region], dtype=np.float32)
+        image = apply_dose(label, sign * _float(quantum[region]), sign * _float(electronic[region]), dose=dose)
+        levels = case.noise_level(dose, region[2])
+        if self.augment:
+            turn = _Turn.draw(rng)
+            image, label = turn(image), turn(label)
+            levels = levels[::-1].copy() if turn.flips[2] else levels
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
+            "label": torch.from_numpy(np.ascontiguousarray(label))[None],
+            "spacing_mm": torch.tensor(case.spacing_mm, dtype=torch.float32),
+            "noise_level": torch.from_numpy(levels),
+        }
+
+
+class SlabDataset(Dataset):
+    """Validation slabs: whole slices from the middle of each part, at one dose; items as PatchDataset's.
+
+    Args:
+        data: prepared cases and their validation slices.
+        num_slices: most slices of a slab.
+        dose: dose fraction of the degraded side.
+        size: most rows and columns, from the middle; 0 for whole slices.
+    """
+
+    def __init__(self, data: Sequence[Part], *, num_slices: int, dose: float = 0.25, size: int = 0) -> None:
+        self.parts = list(data)
+        self.num_slices = num_slices
+        self.dose = dose
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return slab `index`."""
+        part = self.parts[index]
+        case = part.case
+        rows, columns = (_middle(0, size, self.size or size) for size in case.shape[:2])
+        region = (rows, columns, _middle(part.start, part.stop, self.num_slices))
+        quantum, electronic = case.noise(0)
+        label = np.asarray(case.image_hu[region], dtype=np.float32)
+        image = apply_dose(label, _float(quantum[region]), _float(electronic[region]), dose=self.dose)
+        return {
+            "image": torch.from_numpy(image)[None],
+            "label": torch.from_numpy(label)[None],
+            "spacing_mm": torch.tensor(case.spacing_mm, dtype=torch.float32),
+            "noise_level": torch.from_numpy(case.noise_level(self.dose, region[2])),
+        }
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A flip along each axis and a transpose of rows and columns."""
+
+    flips: tuple[bool, bool, bool]
+    transpose: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "_Turn":
+        draws = rng.random(4) < 0.5
+        return cls((bool(draws[0]), bool(draws[1]), bool(draws[2])), bool(draws[3]))
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        volume = np.flip(volume, axis=[axis for axis in range(3) if self.flips[axis]])
+        return volume.swapaxes(0, 1) if self.transpose else volume
+
+
+def _fits(part: Part, patch_size: int, num_slices: int) -> bool:
+    return min(part.case.shape[:2]) >= patch_size and part.stop - part.start >= num_slices
+
+
+def _region(corner: tuple[int, int, int], size: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+    rows, columns, slices = (slice(start, start + length) for start, length in zip(corner, size, strict=True))
+    return rows, columns, slices
+
+
+def _middle(start: int, stop: int, most: int) -> slice:
+    length = min(most, stop - start)
+    first = start + (stop - start - length) // 2
+    return slice(first, first + length)
+
+
+def _float(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=np.float32)

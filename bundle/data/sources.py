@@ -1,0 +1,87 @@
+"""Where cases come from: a folder of DICOM series or of NIfTI volumes in HU."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.dicom.index import Refusal, find_series
+from bundle.errors import BundleError
+from bundle.files import digest, file_digest
+
+_NIFTI = ("*.nii", "*.nii.gz")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume to train on or to restore.
+
+    Attributes:
+        key: series key; says nothing about the patient.
+        patient_key: the same for all cases of a patient.
+        files: what the loader reads, in slice order.
+        label: where it lies, relative to the data folder; for the user's eyes, not for reports.
+    """
+
+    key: str
+    patient_key: str
+    files: tuple[str, ...]
+    label: str
+
+    def content_digest(self) -> str:
+        """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""
+        return digest(*(file_digest(Path(file)) for file in self.files if Path(file).is_file()), *self.files[:1])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data folder holds."""
+
+    cases: tuple[Case, ...]
+    refused: tuple[Refusal, ...] = ()
+
+
+def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None) -> Source:
+    """List the cases below `dataset_dir`, sorted by key.
+
+    Args:
+        dataset_dir: folder of DICOM files (any nesting) or of NIfTI files.
+        max_samples: use only so many cases, the first by key.
+
+    Raises:
+        BundleError: when the folder is not named, is missing, or holds no usable CT.
+    """
+    if not dataset_dir:
+        raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
+    if str(dataset_dir).startswith("hf://"):
+        raise BundleError("dataset_dir from the hub is not supported yet", hint="download it and name the folder")
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise BundleError(f"dataset_dir '{root.name}' is not a folder", hint="name a folder with --dataset_dir")
+    nifti = sorted(path for pattern in _NIFTI for path in root.rglob(pattern))
+    source = _nifti_cases(nifti, root) if nifti else _dicom_cases(root)
+    if not source.cases:
+        reasons = "; ".join(sorted({refusal.reason for refusal in source.refused})) or "no CT series"
+        raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
+    cases = sorted(source.cases, key=lambda case: case.key)[: max_samples or None]
+    return Source(tuple(cases), source.refused)
+
+
+def _dicom_cases(root: Path) -> Source:
+    index = find_series(root)
+    cases = tuple(
+        Case(
+            key=series.key,
+            patient_key=series.patient_key,
+            files=series.paths,
+            label=str(Path(series.paths[0]).parent.relative_to(root)) if root in Path(series.paths[0]).parents else "",
+        )
+        for series in index.series
+    )
+    return Source(cases, tuple(index.refused))
+
+
+def _nifti_cases(paths: list[Path], root: Path) -> Source:
+    cases = []
+    for path in paths:
+        key = file_digest(path)[:16]
+        cases.append(Case(key=key, patient_key=key, files=(str(path),), label=str(path.relative_to(root))))
+    return Source(tuple(cases))

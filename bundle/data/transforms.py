@@ -1,0 +1,76 @@
+"""MONAI transforms of this bundle that are neither about DICOM nor about degradation."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Orientation, Orientationd
+
+from bundle.degrade.low_dose import Scanner
+from bundle.degrade.transforms import UnitNoised
+
+_AXES = (("L", "R"), ("P", "A"), ("I", "S"))  # towards negative and positive RAS+ directions
+
+
+class SlicesLastOrientationd(Orientationd):
+    """MONAI's Orientationd to a standard orientation that keeps the slice axis last.
+
+    An axial series comes out as L-P-S, the usual reading order; a coronal or sagittal one keeps its own slice
+    axis as D, so that networks which never mix far slices do not mix them. Inverts as Orientationd does.
+    """
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, axcodes="LPS", allow_missing_keys=allow_missing_keys, labels=_AXES)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Reorient every key by the axes of its own affine."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            orient = Orientation(axcodes=axis_codes(image.affine), labels=_AXES)
+            result[key] = orient(image)
+        return result
+
+
+def noise_keys(realisations: int) -> list[str]:
+    """Keys that NoiseRealisationsd adds: 'quantum_0', 'electronic_0', 'quantum_1' ..."""
+    return [f"{kind}_{number}" for number in range(realisations) for kind in ("quantum", "electronic")]
+
+
+class NoiseRealisationsd(MapTransform):
+    """Add several realisations of the unit noises of low dose, each under keys of its own (`noise_keys`).
+
+    Args:
+        keys: the one image (1, H, W, D) HU, on its native slices.
+        realisations: how many.
+        seed: of the first; the others follow.
+        scanner: the physics.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "image", *, realisations: int, seed: int = 0, scanner: Scanner | None = None
+    ) -> None:
+        super().__init__(keys)
+        names = noise_keys(realisations)
+        self.each = [
+            UnitNoised(keys, seed=seed + number, scanner=scanner, quantum=quantum, electronic=electronic)
+            for number, (quantum, electronic) in enumerate(zip(names[::2], names[1::2], strict=True))
+        ]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with the realisations added."""
+        result = dict(data)
+        for add in self.each:
+            result = add(result)
+        return result
+
+
+def axis_codes(affine: torch.Tensor | np.ndarray) -> str:
+    """Axis codes for an affine (4, 4, RAS) that keep its third axis third, e.g. 'LPS' for axial slices."""
+    directions = np.abs(np.asarray(affine, dtype=float)[:3, :3])
+    slices = int(np.argmax(directions[:, 2]))
+    in_plane = [axis for axis in (0, 1, 2) if axis != slices]
+    towards = {0: "L", 1: "P", 2: "S"}
+    return "".join(towards[axis] for axis in [*in_plane, slices])

@@ -1,0 +1,1 @@
+"""Training: phases, losses, the training step, checkpoints, the trainer, validation."""

@@ -1,0 +1,64 @@
+"""The optimizer, its learning rates as a function of the iteration, and the moving average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from bundle.networks.restorer import Restorer
+from bundle.training.phases import Phase
+
+
+def build_optimizer(
+    restorer: Restorer, *, learning_rate: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99)
+) -> torch.optim.AdamW:
+    """Return AdamW with one group per part of the networks, created once for all phases."""
+    groups = [{"name": name, "params": parameters} for name, parameters in restorer.groups().items()]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), weight_decay=weight_decay)
+
+
+def schedule(step: int, *, steps: int, warmup: int, final: float) -> float:
+    """Linear warm-up, then a half cosine from 1 to `final` over a phase of `steps` (Loshchilov and Hutter 2017)."""
+    warmup = min(warmup, max(steps // 10, 1))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, *, base: float, phase: Phase, factor: float) -> None:
+    """Give each group its rate: base x the phase's multiplier x the schedule's factor; 0 where frozen."""
+    for group in optimizer.param_groups:
+        group["lr"] = base * phase.multipliers.get(group["name"], 0.0) * factor
+
+
+def clip_by_group(optimizer: torch.optim.Optimizer, *, most: float) -> float:
+    """Clip each group's gradient norm at `most`, apart, so that one part's spike does not slow the others.
+
+    Returns:
+        The largest norm before clipping.
+    """
+    norms = [nn.utils.clip_grad_norm_(group["params"], most) for group in optimizer.param_groups]
+    return max(float(norm) for norm in norms)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's weights, with no state but the weights themselves.
+
+    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that a short training does not
+    remember its random start (as in TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, *, updates: int) -> None:
+        """Move towards `source`; `updates` counts the updates before this one."""
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
+        for average, current in zip(self.module.parameters(), source.parameters(), strict=True):
+            average.lerp_(current, weight)
+        for average, current in zip(self.module.buffers(), source.buffers(), strict=True):
+            average.copy_(current)

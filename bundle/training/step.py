@@ -1,0 +1,92 @@
+"""The training step: one module whose forward gives the losses, so that DDP and autocast wrap all of it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from bundle.networks.precision import Precision
+from bundle.networks.restorer import Conditions, Restorer
+from bundle.training.losses import charbonnier, kl_divergence
+from bundle.training.phases import Phase
+
+
+class TrainingStep(nn.Module):
+    """Computes the current phase's losses of a batch.
+
+    Args:
+        restorer: the networks.
+        precision: number format of the forward pass.
+    """
+
+    def __init__(self, restorer: Restorer, *, precision: Precision) -> None:
+        super().__init__()
+        self.restorer = restorer
+        self.precision = precision
+        self.weights: dict[str, float] = {}
+
+    def set_phase(self, phase: Phase) -> None:
+        """Freeze what does not train in `phase` and take its loss weights."""
+        for name, parameters in self.restorer.groups().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in phase.trains)
+                if name not in phase.trains:
+                    # AdamW moves parameters of zero gradient by its momentum; of no gradient it leaves them alone.
+                    parameter.grad = None
+        self.weights = {name: weight for name, weight in phase.losses.items() if weight > 0}
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return each loss term and their weighted sum as 'loss', float32 scalars.
+
+        Args:
+            batch: image and label (B, 1, H, W, D) HU, spacing_mm (B, 3), noise_level (B, D) HU.
+        """
+        with self.precision.autocast():
+            terms = self._terms(batch)
+        total = torch.stack([self.weights[name] * term.float() for name, term in terms.items()]).sum()
+        return {**terms, "loss": total}
+
+    def _terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        terms: dict[str, torch.Tensor] = {}
+        if self.weights.keys() & {"reconstruction", "kl"}:
+            terms |= self._autoencoder_terms(batch)
+        if self.weights.keys() & {"refined", "unrefined", "target"}:
+            terms |= self._denoiser_terms(batch)
+        return {name: term for name, term in terms.items() if name in self.weights}
+
+    def _autoencoder_terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The autoencoder has to reproduce clean and degraded images alike, or it would become the denoiser."""
+        restorer = self.restorer
+        both_hu = torch.cat([batch["label"], batch["image"]])
+        mean, std = restorer.autoencoder.distribution(restorer.units.from_hu(both_hu))
+        decoded = restorer.autoencoder.decode_raw(mean + std * torch.randn_like(std))
+        difference_hu = restorer.linear.to_hu(decoded) - both_hu
+        return {"reconstruction": charbonnier(difference_hu), "kl": kl_divergence(mean, std)}
+
+    def _denoiser_terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        restorer, process = self.restorer, self.restorer.process
+        conditions = restorer.conditions(
+            restorer.units.from_hu(batch["image"]), batch["spacing_mm"], batch["noise_level"]
+        )
+        clean = restorer.autoencoder.encode(restorer.units.from_hu(batch["label"]))
+        t = process.sample_times(clean.shape[0]).to(clean.device)
+        noise = torch.randn_like(clean)
+        z_t = process.corrupt(clean, conditions.latent, t, noise, conditions.spread)
+        prediction = restorer.predict(conditions, z_t, t)
+        target = process.target(clean, conditions.latent, t, noise, conditions.spread)
+        terms = {"target": (prediction - target).square().mean()}
+        if self.weights.keys() & {"refined", "unrefined"}:
+            latent = process.to_clean(prediction, z_t, conditions.latent, t, conditions.spread)
+            terms |= self._pixel_terms(conditions, latent, batch["label"])
+        return terms
+
+    def _pixel_terms(
+        self, conditions: Conditions, latent: torch.Tensor, label_hu: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        linear = self.restorer.linear
+        unrefined = self.restorer.unrefined(conditions, latent)
+        terms = {"unrefined": charbonnier(linear.to_hu(unrefined) - label_hu)}
+        if "refined" in self.weights:
+            refined = self.restorer.refined(conditions, unrefined)
+            terms["refined"] = charbonnier(linear.to_hu(refined) - label_hu)
+        return terms
