@@ -69,7 +69,7 @@ def write_phantom_series(
     """
     folder.mkdir(parents=True, exist_ok=True)
     hu = phantom_hu(slices=slices, size=size, seed=seed) if hu is None else hu
-    size_i, size_j, slices = hu.shape
+    slices = hu.shape[2]
     names = np.random.default_rng([seed, 1]).permutation(slices)
     for k in range(slices):
         if k in drop:

@@ -147,7 +147,7 @@ def _valid_sequence(element: DataElement) -> DataElement | None:
     items = []
     for item in element.value:
         copy = Dataset()
-        for tag in item.keys():  # noqa: SIM118 - a Dataset iterates over elements
+        for tag in item.keys():
             if tag.is_private or not dictionary_has_tag(tag) or dictionary_is_retired(tag):
                 continue
             valid = _valid(_element(item, tag))

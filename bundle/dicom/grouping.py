@@ -5,10 +5,10 @@ things that are none (a localizer); a volume is never guessed together from them
 """
 
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -78,7 +78,7 @@ class _Placed:
 
 def group_name(source: str, series_uid: str) -> tuple[str, str]:
     """What slices of one series share: the UID, or the folder where a de-identifier emptied the UIDs."""
-    return (series_uid, "") if series_uid else ("", os.path.dirname(source))
+    return (series_uid, "") if series_uid else ("", str(Path(source).parent))
 
 
 def assemble(
@@ -121,10 +121,9 @@ class _Group:
 
     def add(self, slices: list[Slice], damaged: list[Damaged]) -> None:
         """Sort the group's slices."""
-        for reason, files in itertools.groupby(sorted(damaged, key=_by_reason), key=_by_reason):
+        for _, files in itertools.groupby(sorted(damaged, key=_by_reason), key=_by_reason):
             group = list(files)
             self._refuse(group[0].error, group[0].source, others=len(group) - 1)
-            del reason
         scouts = [image for image in slices if "LOCALIZER" in text(image.header, "ImageType").upper().split("\\")]
         if scouts:
             self._refuse(
@@ -255,13 +254,10 @@ def _split(placed: Sequence[_Placed]) -> dict[str, list[_Placed]]:
     axes: list[Plane] = []
     parts: dict[str, list[_Placed]] = defaultdict(list)
     for item in sorted(placed, key=lambda p: (p.image.source, p.image.frame or 0)):
-        for number, known in enumerate(axes):
-            if same_orientation(known, item.plane, tolerance=LIKELY_SAME_ORIENTATION):
-                break
-        else:
-            number = len(axes)
+        alike = [known for known in axes if same_orientation(known, item.plane, tolerance=LIKELY_SAME_ORIENTATION)]
+        if not alike:
             axes.append(item.plane)
-        direction = ",".join(f"{v + 0:.2f}" for v in axes[number].normal)
+        direction = ",".join(f"{v + 0:.2f}" for v in (alike or [item.plane])[0].normal)
         header = item.image.header
         kernel, kvp = text(header, "ConvolutionKernel"), text(header, "KVP")
         parts[f"orientation {direction}, kernel {kernel or '-'}, KVP {kvp or '-'}"].append(item)

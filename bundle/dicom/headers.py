@@ -212,7 +212,7 @@ def _check_pixels(stream: BinaryIO, dataset: FileDataset, position: int, *, size
 
 def _drop_bulk(dataset: Dataset) -> None:
     """Drop private elements (bulky, and never copied to a derived series) so that thousands of headers fit."""
-    for tag in [tag for tag in dataset.keys() if tag.is_private]:  # noqa: SIM118 - a Dataset iterates over elements
+    for tag in [tag for tag in dataset.keys() if tag.is_private]:
         del dataset[tag]
 
 
@@ -224,13 +224,13 @@ def _flat_headers(dataset: FileDataset, frames: int) -> list[Dataset]:
     if len(per_frame) != frames:
         raise Unusable(f"NumberOfFrames is {frames}, but {len(per_frame)} frames are described")
     base = Dataset()
-    for tag in dataset.keys():  # noqa: SIM118
+    for tag in dataset.keys():
         if tag.group != 0x5200 and tag not in _MULTI_FRAME_TAGS:
             base[tag] = dataset.get_item(tag)
-    headers = []
+    headers: list[Dataset] = []
     for number, groups in enumerate(per_frame, start=1):
         flat = FileDataset("", {}, file_meta=dataset.file_meta)
-        flat.update({tag: base.get_item(tag) for tag in base.keys()})  # noqa: SIM118
+        flat.update({tag: base.get_item(tag) for tag in base.keys()})
         for item in [*shared, groups]:
             _merge_groups(flat, item)
         if "FrameType" in flat:

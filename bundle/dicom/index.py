@@ -45,8 +45,10 @@ class _Scan:
 
     def where(self, source: str) -> str:
         """Path relative to the input: folders above it may carry names."""
-        relative = os.path.relpath(source, self.root) if os.path.isabs(source) == self.root.is_absolute() else source
-        return os.path.basename(source) if relative.startswith("..") else relative.replace(os.sep, "/")
+        relative = (
+            os.path.relpath(source, self.root) if Path(source).is_absolute() == self.root.is_absolute() else source
+        )
+        return Path(source).name if relative.startswith("..") else relative.replace(os.sep, "/")
 
     def read(self, source: str, sources: Sources, *, archives: bool = True) -> None:
         """Read one source's header; an archive's members' headers."""
@@ -132,13 +134,13 @@ def read_volume(paths: Sequence[str] | str | Path) -> Volume:
 def _index_of_files(paths: Iterable[str]) -> SeriesIndex:
     """Index of explicitly named files: one that is no usable CT image is an error, not something beside."""
     listed = list(paths)
-    scan = _Scan(Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in listed])))
+    scan = _Scan(Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed])))
     with Sources() as sources:
         for path in listed:
             before = len(scan.slices)
             scan.read(path, sources)
             if len(scan.slices) == before and not scan.damaged and not scan.refused:
-                raise BundleError(f"file '{os.path.basename(path)}' is no DICOM file")
+                raise BundleError(f"file '{Path(path).name}' is no DICOM file")
         index = scan.index(sources)
     if scan.damaged or scan.refused:
         return SeriesIndex([], index.refused, index.ignored)

@@ -157,7 +157,7 @@ def _decoded(dataset: FileDataset, layout: PixelLayout, syntax: str, frame: int 
 
 def _values(words: np.ndarray, layout: PixelLayout) -> np.ndarray:
     """Words to stored values: shift to High Bit, cut to Bits Stored, extend the sign."""
-    wide = words.astype(np.int64 if layout.stored > 16 else np.int32)
+    wide: np.ndarray = words.astype(np.int64 if layout.stored > 16 else np.int32)
     shift = layout.high_bit + 1 - layout.stored
     values = (wide >> shift) & ((1 << layout.stored) - 1)
     if layout.signed:
@@ -198,7 +198,7 @@ def _frame_size(stream: bytes) -> tuple[int, int, int, int]:
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
             head = stream[at + 4 : at + 10]
             return int.from_bytes(head[1:3], "big"), int.from_bytes(head[3:5], "big"), head[0], head[5]
         at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")

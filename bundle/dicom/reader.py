@@ -120,7 +120,7 @@ def read_nifti(path: Path) -> CheckedNifti:
         codes = int(image.header["sform_code"]), int(image.header["qform_code"])  # type: ignore[index]
     except Exception as error:  # nibabel raises nearly anything on damaged bytes
         raise BundleError(f"'{path.name}' cannot be read as NIfTI", hint="convert the series again") from error
-    affine = np.asarray(image.affine, dtype=float)  # type: ignore[attr-defined]
+    affine: np.ndarray = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3 or min(values.shape) < 2:

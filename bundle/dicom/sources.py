@@ -133,13 +133,12 @@ def _entries(folder: str) -> tuple[list[tuple[str, int]], tuple[int, int] | None
     found: list[tuple[str, int]] = []
     try:
         status = Path(folder).stat()
-        names = sorted(os.listdir(folder))
+        paths = sorted(str(path) for path in Path(folder).iterdir())
     except OSError:
         return [], None
-    for name in names:
-        path = os.path.join(folder, name)
+    for path in paths:
         with contextlib.suppress(OSError):
-            found.append((path, os.stat(path).st_mode))
+            found.append((path, Path(path).stat().st_mode))
     return found, (status.st_dev, status.st_ino)
 
 

@@ -1,4 +1,4 @@
-"""Unique identifiers (PS3.5 section 9): valid ones, derived ones, and replacements for the broken ones of real files."""
+"""Unique identifiers (PS3.5 section 9): valid ones, derived ones, replacements for the broken ones of real files."""
 
 import hashlib
 import re

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from bundle.dicom.derived_header import code, decimal_string, inherited, set_values
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.encoding import EncodedSlice, encode
-from bundle.dicom.uids import Identifiers, derived_uid, is_valid_uid, repaired_identifiers
+from bundle.dicom.uids import Identifiers, derived_uid, is_valid_uid, repaired_identifiers, source_instance_uid
 from bundle.dicom.volume import Volume
 from bundle.files import digest
 
@@ -89,7 +89,7 @@ def write_derived_series(
             header = _header(volume, k, image, identifiers=identifiers, derivation=derivation, now=now)
             set_values(header, SeriesInstanceUID=series_uid, SOPInstanceUID=sop_uids[k], InstanceNumber=str(k + 1))
             path = folder / f"IM{k + 1:04d}.dcm"
-            _write(header, image, path)
+            _write(header, path)
             paths.append(path)
     mapping = dict(identifiers.mapping)
     mapping |= {identifiers.series: series_uid, **dict(zip(identifiers.instances, sop_uids, strict=True))}
@@ -157,7 +157,7 @@ def _source_item(source: Dataset, instance_uid: str) -> Dataset:
     frame = integer(source, "ReferencedFrameNumber")
     if frame is not None:
         item.ReferencedFrameNumber = frame
-        item.ReferencedSOPInstanceUID = text(source, "SOPInstanceUID") or instance_uid
+        item.ReferencedSOPInstanceUID = uid.UID(source_instance_uid(source) or instance_uid)
     return item
 
 
@@ -201,8 +201,7 @@ def _set_pixels(header: Dataset, image: EncodedSlice, *, slope: float) -> None:
     header.add_new("PixelData", "OW", image.stored.astype(f"<{image.stored.dtype.str[1:]}").tobytes())
 
 
-def _write(header: Dataset, image: EncodedSlice, path: Path) -> None:
-    del image
+def _write(header: Dataset, path: Path) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.CTImageStorage
     meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
