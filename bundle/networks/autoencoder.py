@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from bundle.networks.inplane import EncoderDownsample, InPlaneUpsample
 
@@ -25,32 +26,40 @@ class Autoencoder(nn.Module):
         net: AutoencoderKL (monai-generative's or core's).
         latent_channels: channels of the latent.
         factor: pixels per latent position along a row or column.
-        full_precision: keep float32 under autocast; bfloat16 rounds -1000 HU in steps of 4 HU.
+        exact_path: keep float32 outside the residual branches under autocast, because bfloat16 rounds -1000 HU
+            in steps of 4 HU.
     """
 
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
 
-    def __init__(self, net: nn.Module, *, latent_channels: int, factor: int, full_precision: bool) -> None:
+    def __init__(self, net: nn.Module, *, latent_channels: int, factor: int, exact_path: bool) -> None:
         super().__init__()
         self.net = net
         self.latent_channels = latent_channels
         self.factor = factor
-        self.full_precision = full_precision
+        self.exact_path = exact_path
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
-        with self._precision(x):
+        if not self.exact_path:
             mean, std = self.net.encode(x)  # type: ignore[operator]
-        return mean.float(), std.float()
+            return mean.float(), std.float()
+        features = _through(cast(nn.ModuleList, self.net.encoder.blocks), x)
+        with full_precision(x):
+            log_variance = self.net.quant_conv_log_sigma(features)  # type: ignore[operator]
+            mean = self.net.quant_conv_mu(features)  # type: ignore[operator]
+        return mean, (log_variance.clamp(-30.0, 20.0) / 2).exp()  # AutoencoderKL's own limits
 
     def decode_raw(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the image (B, 1, H, W, D) of a raw latent."""
-        with self._precision(latent):
-            image = self.net.decode(latent)  # type: ignore[operator]
-        return cast(torch.Tensor, image).float()
+        if not self.exact_path:
+            return cast(torch.Tensor, self.net.decode(latent)).float()  # type: ignore[operator]
+        with full_precision(latent):
+            features = self.net.post_quant_conv(latent)  # type: ignore[operator]
+        return _through(cast(nn.ModuleList, self.net.decoder.blocks), features)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W, D) in network units to the whitened latent (B, L, H/f, W/f, D): the mean, never a draw."""
@@ -75,19 +84,37 @@ class Autoencoder(nn.Module):
         """Parameters of the group `vae_decoder`."""
         return [p for name, p in self.net.named_parameters() if name.startswith(("decoder.", "post_quant_conv"))]
 
-    def _precision(self, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-        kind = x.device.type
-        if self.full_precision and torch.amp.is_autocast_available(kind):
-            return torch.autocast(kind, enabled=False)
-        return contextlib.nullcontext()
+
+def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context without autocast on x's device."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def _through(blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    """Apply an encoder's or decoder's blocks: residual branches as autocast says, the path around them in float32."""
+    for block in blocks:
+        if hasattr(block, "conv2"):
+            x = _residual(block, x)
+        else:
+            with full_precision(x):
+                x = block(x)
+    return x
+
+
+def _residual(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """ResBlock's forward without norms, its shortcut in float32."""
+    branch = block.conv2(functional.silu(block.conv1(functional.silu(x))))  # type: ignore[operator]
+    with full_precision(x):
+        return block.nin_shortcut(x) + branch.float()  # type: ignore[operator]
 
 
 @torch.no_grad()
 def lossless_start(net: nn.Module, *, factor: int) -> nn.Module:
     """Set AutoencoderKL's weights, in place, so that decode(encode(x)) == x, with a DCT as the latent's basis.
 
-    Strided convolutions become space-to-depth, transposed ones depth-to-space, residual branches zero, the norm
-    before each last convolution the identity. The latent's channels are the orthonormal cosine transform of
+    Strided convolutions become space-to-depth, transposed ones depth-to-space, residual branches zero; the network
+    must have no norms (networks.norm.drop_norms). The latent's channels are the orthonormal cosine transform of
     each f x f block: noise and anatomy separate there, and a denoiser learns where on raw pixels it does not.
 
     Raises:
@@ -101,8 +128,6 @@ def lossless_start(net: nn.Module, *, factor: int) -> nn.Module:
         raise ValueError(f"a lossless latent for factor {factor} needs {factor * factor} channels, not {used}")
     for block in cast(nn.ModuleList, decoder.blocks):
         used = _set_lossless(block, used)
-    for half in (encoder, decoder):
-        cast(nn.ModuleList, half.blocks)[-2] = nn.Identity()
     basis = block_cosine_basis(factor)
     _set_pointwise(net.quant_conv_mu, basis)
     _set_pointwise(net.post_quant_conv, basis.T)

@@ -7,7 +7,7 @@ from torch import nn
 
 from bundle.networks.compat import NetworksFrom, build_denoiser, keep_generative_layout
 from bundle.networks.inplane import make_denoiser_in_plane
-from bundle.networks.norm import replace_group_norms
+from bundle.networks.norm import use_voxel_norms
 
 # The networks' sinusoidal time embedding was made for step numbers of 0 to 1000 (Ho et al. 2020).
 _STEPS_PER_UNIT_TIME = 1000.0
@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
         )
         make_denoiser_in_plane(net)
         if norm_groups is None:
-            replace_group_norms(net)
+            use_voxel_norms(net)
             net.middle_block.attention = nn.Identity()
         self.net = keep_generative_layout(net, networks_from)
         self.context_channels = context_channels

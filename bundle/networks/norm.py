@@ -1,5 +1,7 @@
 """Normalisation whose result does not depend on how a volume was cut into tiles."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,10 +26,19 @@ class VoxelLayerNorm(nn.Module):
         return functional.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
-def replace_group_norms(net: nn.Module) -> nn.Module:
+def use_voxel_norms(net: nn.Module) -> nn.Module:
     """Exchange every GroupNorm of `net`, in place, for VoxelLayerNorm, and return it."""
+    return _exchange(net, nn.GroupNorm, lambda norm: VoxelLayerNorm(norm.num_channels, eps=norm.eps))
+
+
+def drop_norms(net: nn.Module) -> nn.Module:
+    """Exchange every group or instance norm of `net`, in place, for the identity, and return it."""
+    return _exchange(net, (nn.GroupNorm, nn.InstanceNorm3d), lambda _: nn.Identity())
+
+
+def _exchange(net: nn.Module, kind: type | tuple[type, ...], make: Callable[..., nn.Module]) -> nn.Module:
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.GroupNorm):
-                setattr(parent, name, VoxelLayerNorm(child.num_channels, eps=child.eps))
+            if isinstance(child, kind):
+                setattr(parent, name, make(child))
     return net

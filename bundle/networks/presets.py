@@ -11,7 +11,7 @@ from bundle.networks.autoencoder import Autoencoder, lossless_start
 from bundle.networks.compat import NetworksFrom, build_autoencoder, keep_generative_layout
 from bundle.networks.denoiser import Denoiser
 from bundle.networks.inplane import make_autoencoder_in_plane
-from bundle.networks.norm import replace_group_norms
+from bundle.networks.norm import drop_norms
 from bundle.networks.refiner import Refiner
 from bundle.networks.restorer import Restorer
 from bundle.units import ClinicalWindows, LinearWindow, Units
@@ -28,7 +28,7 @@ class Preset:
         denoiser_channels: channels per level.
         denoiser_attention: which levels have self-attention.
         denoiser_res_blocks: residual blocks per level.
-        norm_groups: groups of GroupNorm; None: VoxelLayerNorm everywhere and no attention.
+        norm_groups: groups of GroupNorm; None: nothing that depends on the window (VoxelLayerNorm, no attention).
         context: whether the denoiser is told noise level and spacing.
         lossless: whether the autoencoder starts as an exact identity.
         refiner_features: channels per level of the refiner.
@@ -38,7 +38,7 @@ class Preset:
 
     autoencoder_channels: Sequence[int]
     latent_channels: int
-    autoencoder_res_blocks: int
+    autoencoder_res_blocks: Sequence[int]
     denoiser_channels: Sequence[int]
     denoiser_attention: Sequence[bool]
     denoiser_res_blocks: int
@@ -59,7 +59,7 @@ PRESETS = {
     "small": Preset(
         autoencoder_channels=(4, 16, 16),
         latent_channels=16,
-        autoencoder_res_blocks=1,
+        autoencoder_res_blocks=(0, 1, 1),  # none on full pixels, where they would take half of the time
         denoiser_channels=(64, 96, 128),
         denoiser_attention=(False, False, False),
         denoiser_res_blocks=1,
@@ -73,7 +73,7 @@ PRESETS = {
     "full": Preset(
         autoencoder_channels=(96, 192, 384, 512),
         latent_channels=4,
-        autoencoder_res_blocks=2,
+        autoencoder_res_blocks=(2, 2, 2, 2),
         denoiser_channels=(192, 320, 448),
         denoiser_attention=(False, True, True),
         denoiser_res_blocks=2,
@@ -150,7 +150,7 @@ def _autoencoder(preset: Preset, networks_from: NetworksFrom, units: Units) -> A
         spatial_dims=3,
         in_channels=units.channels,
         out_channels=1,
-        num_res_blocks=preset.autoencoder_res_blocks,
+        num_res_blocks=tuple(preset.autoencoder_res_blocks),
         num_channels=tuple(preset.autoencoder_channels),
         attention_levels=(False,) * len(preset.autoencoder_channels),
         latent_channels=preset.latent_channels,
@@ -159,15 +159,15 @@ def _autoencoder(preset: Preset, networks_from: NetworksFrom, units: Units) -> A
         with_decoder_nonlocal_attn=attention,
     )
     make_autoencoder_in_plane(net, transposed=preset.lossless)
-    if preset.norm_groups is None:
-        replace_group_norms(net)
     if preset.lossless:
+        # Norms would hide the level (air, water, bone) that has to come out exactly, and cost most of the time.
+        drop_norms(net)
         lossless_start(net, factor=preset.factor)
     return Autoencoder(
         keep_generative_layout(net, networks_from),
         latent_channels=preset.latent_channels,
         factor=preset.factor,
-        full_precision=preset.lossless,
+        exact_path=preset.lossless,
     )
 
 

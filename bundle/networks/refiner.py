@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bundle.networks.norm import drop_norms
+
 _LOCAL_MEAN = (5, 5, 1)  # voxels: the neighbourhood whose mean is taken off, so that anatomy's level is not seen
 
 
@@ -33,7 +35,8 @@ class Refiner(nn.Module):
             filters=list(features),
             norm_name="instance",
         )
-        _drop_instance_norms(self.net)
+        # Instance norms depend on the window; without them a tile equals the same part of the whole volume.
+        drop_norms(self.net)
         last = self.net.output_block.conv.conv
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -55,11 +58,3 @@ class Refiner(nn.Module):
             noise.log().expand_as(base),
         ]
         return noise * self.net(torch.cat(features, dim=1)).float()
-
-
-def _drop_instance_norms(net: nn.Module) -> None:
-    """Instance norms depend on the window; without them a tile equals the same part of the whole volume."""
-    for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.InstanceNorm3d):
-                setattr(parent, name, nn.Identity())
