@@ -4,6 +4,7 @@ PS3.3 A.3 (CT Image IOD). Facts of the patient, study, acquisition and geometry 
 private elements and everything outside the IOD's groups go.
 """
 
+import copy
 import re
 from collections.abc import Iterable
 
@@ -63,6 +64,7 @@ _CODE_STRING = re.compile(r"[A-Z0-9 _]{0,16}")
 def inherited(source: Dataset) -> Dataset:
     """A new header with what a derived CT image may take over from `source`, every value valid for its VR."""
     header = Dataset()
+    source = copy.deepcopy(source)  # pydicom converts elements in place, and the source is shared
     with quiet():
         characters = text(source, "SpecificCharacterSet").split("\\")
         known = all(name in charset.python_encoding or name == "" for name in characters)
@@ -146,17 +148,17 @@ def _valid_sequence(element: DataElement) -> DataElement | None:
     """A sequence is kept whole or not at all: an item without a required element is worse than no item."""
     items = []
     for item in element.value:
-        copy = Dataset()
+        kept = Dataset()
         for tag in item.keys():
             if tag.is_private or not dictionary_has_tag(tag) or dictionary_is_retired(tag):
                 continue
             valid = _valid(_element(item, tag))
             if valid is None or (valid.VR == "UI" and not valid.value):
                 return None
-            copy[tag] = valid
-        if "ReferencedSOPInstanceUID" in copy and "ReferencedSOPClassUID" not in copy:
+            kept[tag] = valid
+        if "ReferencedSOPInstanceUID" in kept and "ReferencedSOPClassUID" not in kept:
             return None  # PS3.3 table 10-11 wants both
-        items.append(copy)
+        items.append(kept)
     return DataElement(element.tag, "SQ", Sequence(items)) if items else None
 
 

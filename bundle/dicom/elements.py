@@ -5,6 +5,7 @@ with exponents, signs and blanks (all seen in real files) deserve a plain float.
 """
 
 import contextlib
+import logging
 import math
 import re
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
+_LOUD = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "rle", "libjpeg")]
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -35,10 +37,17 @@ class Unusable(Exception):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom's warnings, which quote values, from the log."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep from the log what pydicom and its decoders say: warnings quote values, and errors are raised as well."""
+    before = [(logger, logger.level) for logger in _LOUD]
+    for logger in _LOUD:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
 
 
 def text(header: Dataset, keyword: str) -> str:
@@ -89,5 +98,5 @@ def integer(header: Dataset, keyword: str) -> int | None:
         with quiet():
             value = header.get(keyword)
             return None if value is None or value == "" else int(value)
-    except (TypeError, ValueError, OverflowError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # pydicom has exceptions of its own for bytes that do not fit the VR
         raise Unusable(f"{keyword} is no single integer") from error

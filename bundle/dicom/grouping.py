@@ -203,7 +203,7 @@ class _Group:
             elif not self._equal(kept[-1], item):
                 height = float(heights([item.plane])[0])
                 raise Unusable(
-                    f"unlike slices share the same position (ImagePositionPatient, at {height:.2f} mm along the normal)",
+                    f"unlike slices share the same position (ImagePositionPatient, at {height:.2f} mm)",
                     hint="keep one of them",
                 )
         return {"": kept}, [f"{len(stack) - len(kept)} duplicate slices were merged"]

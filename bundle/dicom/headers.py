@@ -107,7 +107,9 @@ def check_is_ct(dataset: Dataset) -> None:
         shown = modality if modality.isalnum() and len(modality) <= 16 else "not given"
         raise Unusable(f"Modality is {shown}, not CT", foreign=True)
     if is_valid_uid(sop_class) and sop_class not in _CT_CLASSES:
-        raise Unusable(f"SOP class is {uid.UID(sop_class).name}, not a CT image", foreign=True)
+        name = uid.UID(sop_class).name
+        shown = name if name != sop_class else "a private one"
+        raise Unusable(f"SOP class is {shown}, not a CT image", foreign=True)
 
 
 def check_matrix(dataset: Dataset, *, frames: int) -> int:
@@ -196,8 +198,8 @@ def _check_pixels(stream: BinaryIO, dataset: FileDataset, position: int, *, size
         raise Unusable("pixels are FloatPixelData, not integer stored values")
     if tag not in _PIXEL_TAGS:
         raise Unusable("pixel data are missing: the file is truncated or lacks PixelData")
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is not None and uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated:
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    if is_valid_uid(syntax) and uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated:
         return
     big = tag == b"\x7f\xe0\x00\x10"
     head = stream.read(8)

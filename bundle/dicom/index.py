@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle.dicom.elements import Unusable
@@ -45,9 +45,8 @@ class _Scan:
 
     def where(self, source: str) -> str:
         """Path relative to the input: folders above it may carry names."""
-        relative = (
-            os.path.relpath(source, self.root) if Path(source).is_absolute() == self.root.is_absolute() else source
-        )
+        both = Path(source).is_absolute() == self.root.is_absolute()
+        relative = os.path.relpath(source, self.root) if both else source
         return Path(source).name if relative.startswith("..") else relative.replace(os.sep, "/")
 
     def read(self, source: str, sources: Sources, *, archives: bool = True) -> None:
@@ -79,7 +78,22 @@ class _Scan:
         """Assemble what was read."""
         series, refused = assemble(self.slices, self.damaged, sources=sources, where=self.where)
         everything = sorted([*self.refused, *refused], key=lambda r: (r.where, r.reason))
-        return SeriesIndex(sorted(series, key=lambda s: s.key), everything, sorted(self.ignored))
+        found = [self._with_neighbours(s) for s in sorted(series, key=lambda s: s.key)]
+        return SeriesIndex(found, everything, sorted(self.ignored))
+
+    def _with_neighbours(self, series: Series) -> Series:
+        """Note what lies beside a series and may have been its first or last slice: such a loss leaves no gap."""
+        folders = {str(Path(self.where(path)).parent) for path in series.paths}
+        beside = [name for name in self._unreadable() if str(Path(name).parent) in folders]
+        if not beside:
+            return series
+        note = f"{len(beside)} unreadable files lie beside it ({beside[0]}): a first or last slice may be missing"
+        return replace(series, notes=(*series.notes, note))
+
+    def _unreadable(self) -> list[str]:
+        """Files that may be damaged slices of any series."""
+        lost = [self.where(d.source) for d in self.damaged if d.error.header is None and not d.error.foreign]
+        return sorted([*lost, *self.ignored, *(r.where for r in self.refused)])
 
 
 def find_series(root: Path, *, progress: Callable[[int, int], None] | None = None) -> SeriesIndex:

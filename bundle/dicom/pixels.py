@@ -14,6 +14,7 @@ from pydicom.pixels import get_decoder
 
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.headers import check_matrix
+from bundle.dicom.uids import is_valid_uid
 
 _JPEG, _JPEG_LS, _JPEG_2000, _RLE = "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
 NATIVE = frozenset(
@@ -37,6 +38,7 @@ DECODERS = {
     uid.HTJ2KLosslessRPCL: (_JPEG_2000, "pylibjpeg"),
     uid.HTJ2K: (_JPEG_2000, "pylibjpeg"),
 }
+_DECODER_OF = {str(syntax): decoder for syntax, decoder in DECODERS.items()}
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def pixel_layout(header: Dataset) -> PixelLayout:
     if representation not in (0, 1):
         raise Unusable("PixelRepresentation is neither 0 nor 1")
     syntax = transfer_syntax(header)
-    if syntax not in NATIVE and syntax not in DECODERS:
-        name = uid.UID(syntax).name if not uid.UID(syntax).is_private else "a private one"
+    if syntax not in NATIVE and syntax not in _DECODER_OF:
+        name = uid.UID(syntax).name if is_valid_uid(syntax) else ""
+        name = name if name and name != syntax else "a private or invalid one"  # a name that is no name is a UID
         raise Unusable(f"transfer syntax is {name}, which has no exact decoder here", hint="transcode the series")
     return PixelLayout(
         rows=integer(header, "Rows") or 0,
@@ -136,7 +139,7 @@ def _native(dataset: FileDataset, layout: PixelLayout, frame: int | None) -> np.
 
 
 def _decoded(dataset: FileDataset, layout: PixelLayout, syntax: str, frame: int | None) -> np.ndarray:
-    family, plugin = DECODERS[uid.UID(syntax)]
+    family, plugin = _DECODER_OF[syntax]
     frames = integer(dataset, "NumberOfFrames") or 1
     try:
         _check_stream(get_frame(dataset.PixelData, frame or 0, number_of_frames=frames), layout, family)
@@ -144,7 +147,9 @@ def _decoded(dataset: FileDataset, layout: PixelLayout, syntax: str, frame: int 
         data, _ = decoder.as_buffer(dataset, index=frame or 0, decoding_plugin=plugin)
     except Unusable:
         raise
-    except Exception as error:  # each decoder has its own kinds
+    except BaseException as error:  # each decoder has its own kinds; a panic in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
         raise Unusable(f"pixel data are damaged: the {family} stream cannot be decoded") from error
     count = layout.rows * layout.columns
     item = len(data) // count

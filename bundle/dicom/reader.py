@@ -16,9 +16,10 @@ from monai.transforms.transform import MapTransform
 from monai.transforms.utility.array import EnsureChannelFirst
 from monai.utils.enums import MetaKeys, SpaceKeys
 from monai.utils.misc import ImageMetaKey
+from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it as the place to extend
 
 from bundle.dicom.index import read_volume
-from bundle.dicom.series import KEY_DIGITS
+from bundle.dicom.series import KEY_DIGITS, Series
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.files import file_digest
@@ -30,6 +31,15 @@ HIGHEST_HU = 100_000.0
 LOWEST_HU = -40_000.0
 
 
+def _keep_volumes(batch: list[Volume], *, collate_fn_map: Any = None) -> list[Volume]:
+    """Collate Volumes as a list: they ride along in meta data and are never stacked."""
+    del collate_fn_map
+    return batch
+
+
+default_collate_fn_map[Volume] = _keep_volumes
+
+
 class SeriesReader(ImageReader):
     """Reads one CT volume from a list of DICOM files, a folder with one series, or a NIfTI file in HU."""
 
@@ -38,13 +48,15 @@ class SeriesReader(ImageReader):
         del filename
         return True
 
-    def read(self, data: Sequence[os.PathLike | str] | os.PathLike | str, **kwargs: Any) -> Any:
-        """Read a Volume (DICOM) or a checked nibabel image.
+    def read(self, data: Series | Sequence[os.PathLike | str] | os.PathLike | str, **kwargs: Any) -> Any:
+        """Read a Volume (DICOM) or a checked nibabel image; a Series of the index is loaded as it is.
 
         Raises:
             BundleError: when the input is no single CT volume in HU.
         """
         del kwargs
+        if isinstance(data, Series):
+            return data.load()
         paths = [str(data)] if isinstance(data, str | os.PathLike) else [str(path) for path in data]
         if len(paths) == 1 and paths[0].lower().endswith(_NIFTI_SUFFIXES):
             return read_nifti(Path(paths[0]))

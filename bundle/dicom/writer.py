@@ -147,6 +147,10 @@ def _source_item(source: Dataset, instance_uid: str) -> Dataset:
     """Image SOP Instance Reference of the source slice (PS3.3 C.7.6.1.1.4)."""
     item = Dataset()
     sop_class = text(source, "SOPClassUID")
+    frame = integer(source, "ReferencedFrameNumber")
+    if frame is not None:  # all frames share the object's UID, each has a repaired one of its own
+        instance_uid = source_instance_uid(source) or instance_uid
+        item.ReferencedFrameNumber = str(frame)
     set_values(
         item,
         ReferencedSOPClassUID=sop_class if is_valid_uid(sop_class) else uid.CTImageStorage,
@@ -154,10 +158,6 @@ def _source_item(source: Dataset, instance_uid: str) -> Dataset:
         SpatialLocationsPreserved="YES",
         PurposeOfReferenceCodeSequence=[code("121322", "Source image for image processing operation")],
     )
-    frame = integer(source, "ReferencedFrameNumber")
-    if frame is not None:
-        item.ReferencedFrameNumber = frame
-        item.ReferencedSOPInstanceUID = uid.UID(source_instance_uid(source) or instance_uid)
     return item
 
 
@@ -204,9 +204,9 @@ def _set_pixels(header: Dataset, image: EncodedSlice, *, slope: float) -> None:
 def _write(header: Dataset, path: Path) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.CTImageStorage
-    meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    meta.MediaStorageSOPInstanceUID = uid.UID(header.SOPInstanceUID)
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     dataset = FileDataset(str(path), header, preamble=b"\0" * 128, file_meta=meta)
     pydicom.dcmwrite(path, dataset, enforce_file_format=True)

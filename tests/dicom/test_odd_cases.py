@@ -79,7 +79,7 @@ def judge(folder: Path, record: dict) -> str:
 
 
 def test_every_odd_case_is_right_or_refused(odd):
-    wrong, right, refused = {}, 0, 0
+    wrong, right = {}, 0
     for path in sorted(odd.glob("*.json")):
         record = json.loads(path.read_text())
         problem = judge(odd / path.stem, record)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from phantom_series import write_phantom_series
+from pydicom import uid
+
+from bundle.dicom.index import find_series, read_volume
+from bundle.dicom.pixels import PixelLayout, _values
+from bundle.errors import BundleError
+
+SYNTAXES = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.RLELossless,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+]
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
+def test_every_transfer_syntax_is_exact(tmp_path, syntax):
+    hu = write_phantom_series(tmp_path, slices=3, transfer_syntax=syntax)
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+
+
+@given(st.integers(9, 16), st.booleans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_bits_that_are_not_stored_never_matter(stored, signed, data):
+    high = data.draw(st.integers(stored - 1, 15))
+    low = -(1 << (stored - 1)) if signed else 0
+    values = np.array(data.draw(st.lists(st.integers(low, low + (1 << stored) - 1), min_size=4, max_size=4)))
+    garbage = np.array(data.draw(st.lists(st.integers(0, 65535), min_size=4, max_size=4)))
+    mask = ((1 << stored) - 1) << (high + 1 - stored)
+    words = ((values << (high + 1 - stored)) & mask) | (garbage & ~mask & 0xFFFF)
+    layout = PixelLayout(2, 2, 16, stored, high, signed)
+    np.testing.assert_array_equal(_values(words.astype(np.uint16).reshape(2, 2), layout).ravel(), values)
+
+
+def test_monochrome1_inverts_the_display_not_the_hu(tmp_path):
+    hu = write_phantom_series(tmp_path, slices=3, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+
+
+def test_padding_is_marked_whatever_the_sign_of_its_element(tmp_path):
+    hu = write_phantom_series(tmp_path, slices=3, PixelPaddingValue=24)
+    assert read_volume(str(tmp_path)).padding_mask.sum() == (hu == -1000).sum() > 0
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.RLELossless], ids=lambda s: s.name)
+def test_a_cut_stream_is_refused(tmp_path, syntax, keep):
+    write_phantom_series(tmp_path, slices=3, transfer_syntax=syntax)
+    path = Path(find_series(tmp_path).series[0].paths[1])
+    dataset = pydicom.dcmread(path)
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([stream[: int(len(stream) * keep)]])
+    dataset.save_as(path)
+    with pytest.raises(BundleError, match="slice 1"):
+        read_volume(str(tmp_path))
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless], ids=lambda s: s.name)
+def test_a_stream_of_another_size_is_refused(tmp_path, syntax):
+    write_phantom_series(tmp_path, slices=3, transfer_syntax=syntax)
+    for path in tmp_path.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Rows = 32
+        dataset.save_as(path)
+    with pytest.raises(BundleError, match="unlike the header"):
+        read_volume(str(tmp_path))
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_raise_nothing_but_bundle_errors(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / str(seed)
+    write_phantom_series(folder, slices=3, size=32, transfer_syntax=SYNTAXES[seed % len(SYNTAXES)])
+    path = sorted(folder.iterdir())[seed % 3]
+    content = bytearray(path.read_bytes())
+    for place in rng.integers(0, len(content), 3):
+        content[place] = rng.integers(256)
+    path.write_bytes(content[: rng.integers(1, 2 * len(content))])
+    try:
+        for series in find_series(folder).series:
+            series.load()
+    except BundleError as error:
+        assert "\n" not in str(error)

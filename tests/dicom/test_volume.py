@@ -1,0 +1,47 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from phantom_series import write_phantom_series
+
+from bundle.dicom.index import read_volume
+
+
+@pytest.fixture
+def volume(tmp_path):
+    write_phantom_series(tmp_path / "in", spacing=(0.7, 0.9, 2.5))
+    return read_volume(str(tmp_path / "in"))
+
+
+def test_copies_are_the_volume_itself(volume):
+    assert copy.copy(volume) is volume
+    assert copy.deepcopy({"volume": volume})["volume"] is volume
+
+
+def test_arrays_cannot_be_written_to(volume):
+    for array in (volume.array, volume.stored, volume.affine, volume.slope, volume.intercept):
+        with pytest.raises(ValueError):
+            array[...] = 0
+
+
+def test_survives_pickling_to_a_worker(volume):
+    other = pickle.loads(pickle.dumps(volume))
+    np.testing.assert_array_equal(other.array, volume.array)
+    assert other.key == volume.key and len(other.headers) == len(volume.headers)
+
+
+def test_geometry(volume):
+    assert volume.spacing_mm == pytest.approx((0.7, 0.9, 2.5))
+    assert volume.is_axis_aligned and not volume.is_sheared
+    place = np.array([5, 7, 3, 1])
+    lps, ras = volume.affine @ place, volume.affine_ras @ place
+    np.testing.assert_allclose(ras, lps * [-1, -1, 1, 1])
+
+
+def test_stored_values_and_rescale_give_the_hu(volume):
+    np.testing.assert_array_equal(volume.stored * volume.slope + volume.intercept, volume.array)
+
+
+def test_its_text_names_no_one(volume):
+    assert "phantom" not in repr(volume).lower()

@@ -1,0 +1,197 @@
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from phantom_series import write_phantom_series
+
+from bundle.dicom.index import find_series, read_volume
+from bundle.dicom.uids import is_valid_uid
+from bundle.dicom.volume import Volume
+from bundle.dicom.writer import Derivation, write_derived_series
+from bundle.errors import BundleError
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
+DCIODVFY = Path(sys.executable).with_name("dciodvfy")
+NOW = datetime.datetime(2025, 6, 7, 8, 9, 10, 123)
+DERIVATION = Derivation(
+    description="noise reduced", series_suffix="enhanced", settings_digest="ab" * 32, weights_digest="cd" * 32,
+    software_version="0.1.0",
+)  # fmt: skip
+
+
+def write(volume: Volume, hu: np.ndarray, folder: Path, derivation: Derivation = DERIVATION):
+    return write_derived_series(volume, hu, folder, derivation=derivation, now=NOW)
+
+
+def source(folder: Path, **tags) -> Volume:
+    write_phantom_series(folder, **tags)
+    return read_volume(str(folder))
+
+
+def errors(path: Path) -> set[str]:
+    """Errors of dciodvfy, without values."""
+    done = subprocess.run([str(DCIODVFY), "-new", str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    return {line.split(" = <")[0] for line in lines if line.startswith("Error")}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"RescaleSlope": "0.488281", "RescaleType": None},
+        {"RescaleIntercept": lambda k: str(-1024 - 8 * k), "RescaleSlope": lambda k: str(1 + k % 3)},
+        {"StudyInstanceUID": "", "SeriesInstanceUID": "", "SOPInstanceUID": "", "FrameOfReferenceUID": None},
+        {"PixelPaddingValue": 24, "PatientName": "M\xfcller^J", "SpecificCharacterSet": "ISO_IR 100"},
+        {"ImageOrientationPatient": ["0", "1", "0", "-1", "0", "0"], "SliceThickness": None, "KVP": None},
+    ],
+)
+def test_an_untouched_volume_comes_back_bit_for_bit(tmp_path, tags):
+    volume = source(tmp_path / "in", **tags)
+    result = write(volume, volume.array.copy(), tmp_path / "out")
+    back = read_volume(str(tmp_path / "out"))
+    np.testing.assert_array_equal(back.stored, volume.stored)
+    np.testing.assert_array_equal(back.array, volume.array)
+    np.testing.assert_array_equal(back.affine, volume.affine)
+    assert len(result.paths) == volume.shape[2] and all(path.parent == tmp_path / "out" for path in result.paths)
+
+
+@pytest.mark.skipif(not DCIODVFY.exists(), reason="dicom3tools is not installed")
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"BodyPartExamined": "BREAST"},
+        {"BodyPartExamined": None, "KVP": None, "SliceThickness": None, "AcquisitionNumber": None},
+        {"StudyInstanceUID": "", "SeriesInstanceUID": "no-uid", "SOPInstanceUID": "", "FrameOfReferenceUID": None},
+        {"WindowWidth": "0", "SpacingBetweenSlices": "-2.5", "PixelPaddingValue": 24},
+    ],
+)
+def test_dciodvfy_finds_no_error(tmp_path, tags):
+    volume = source(tmp_path / "in", slices=3, **tags)
+    assert errors(write(volume, volume.array + 3, tmp_path / "out").paths[1]) == set()
+
+
+def test_header_says_what_it_is(tmp_path):
+    volume = source(tmp_path / "in", SmallestImagePixelValue=7, LossyImageCompression="01")
+    result = write(volume, volume.array + 1, tmp_path / "out")
+    for k, path in enumerate(result.paths):
+        ds, before = pydicom.dcmread(path), volume.headers[k]
+        assert list(ds.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert ds.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+        for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "ImagePositionPatient", "PixelSpacing"):
+            assert ds[keyword].value == before[keyword].value, keyword
+        assert ds.SeriesInstanceUID == result.series_uid != before.SeriesInstanceUID
+        assert ds.SOPInstanceUID == ds.file_meta.MediaStorageSOPInstanceUID == result.sop_uids[k]
+        assert ds.SeriesNumber == 1003 and ds.SeriesDescription == "phantom enhanced" and ds.InstanceNumber == k + 1
+        assert ds.SourceImageSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
+        assert ds.SourceImageSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+        assert ds.ContributingEquipmentSequence[-1].ContributionDescription.count("ab" * 32) == 1
+        assert ds.RescaleType == "HU" and ds.LossyImageCompression == "01"
+        assert (ds.WindowCenter, ds.WindowWidth) == (40, 400)
+        assert "SmallestImagePixelValue" not in ds and "DerivationCodeSequence" not in ds
+        assert not any(element.tag.is_private for element in ds)
+
+
+def test_same_inputs_same_bytes_and_every_input_counts(tmp_path):
+    volume = source(tmp_path / "in", slices=3)
+    first = write(volume, volume.array + 1, tmp_path / "a")
+    again = write(volume, volume.array + 1, tmp_path / "b")
+    assert [p.read_bytes() for p in first.paths] == [p.read_bytes() for p in again.paths]
+    others = [
+        write(volume, volume.array + 2, tmp_path / "c"),
+        write(volume, volume.array + 1, tmp_path / "d", Derivation(**{**vars(DERIVATION), "settings_digest": "00"})),
+        write(volume, volume.array + 1, tmp_path / "e", Derivation(**{**vars(DERIVATION), "weights_digest": "00"})),
+    ]
+    uids = {r.series_uid for r in [first, *others]} | {uid for r in [first, *others] for uid in r.sop_uids}
+    assert len(uids) == 4 * (1 + 3) and all(map(is_valid_uid, uids))
+
+
+def test_identifiers_of_a_broken_study_are_replaced_and_mapped(tmp_path):
+    text = "4bae1d63-1eeb-4386-bd1b-68e8ba379989"
+    with pytest.warns(UserWarning, match="UI"):
+        write_phantom_series(tmp_path / "in", slices=3, StudyInstanceUID=text, FrameOfReferenceUID=None)
+    volume = read_volume(str(tmp_path / "in"))
+    result = write(volume, volume.array, tmp_path / "out")
+    ds = pydicom.dcmread(result.paths[0])
+    assert result.uid_mapping[text] == ds.StudyInstanceUID and is_valid_uid(ds.StudyInstanceUID)
+    assert is_valid_uid(ds.FrameOfReferenceUID)
+    assert result.uid_mapping[volume.headers[0].SOPInstanceUID] == result.sop_uids[0]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """12 bits stored, unsigned."""
+    folder = tmp_path_factory.mktemp("small")
+    tags = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "PixelPaddingValue": 24}
+    return source(folder, slices=2, size=32, **tags)
+
+
+@given(st.lists(st.floats(-30000, 30000, width=32), min_size=8, max_size=8), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nothing_is_clipped_and_nothing_else_is_touched(small, tmp_path, values, seed):
+    rng = np.random.default_rng(seed)
+    hu = small.array.copy()
+    places = tuple(rng.integers(0, n, 8) for n in hu.shape)
+    hu[places] = values
+    write(small, hu, tmp_path / f"{seed}")
+    back = read_volume(str(tmp_path / f"{seed}"))
+    assert np.abs(back.array - hu).max() <= 0.5 + 1  # half a stored unit; one more where it would become padding
+    same = hu == small.array
+    np.testing.assert_array_equal(back.array[same], small.array[same])
+    if back.padding_mask is not None:
+        np.testing.assert_array_equal(back.padding_mask & ~small.padding_mask, False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "intercept"), [(-900, 2000, -1024), (-4000, 2000, -1024), (-2000, 60000, None)]
+)
+def test_bits_widen_only_as_needed(small, tmp_path, low, high, intercept):
+    hu = small.array.copy()
+    hu[0, 0, 0], hu[1, 0, 0] = low, high
+    ds = pydicom.dcmread(write(small, hu, tmp_path / "out").paths[0])
+    assert ds.BitsStored == (12 if low == -900 else 16) and (intercept is None or ds.RescaleIntercept == intercept)
+    back = read_volume(str(tmp_path / "out"))
+    np.testing.assert_array_equal(back.array, hu)
+    assert ds["PixelPaddingValue"].VR == ("SS" if ds.PixelRepresentation else "US")
+
+
+def test_halves_round_to_even(small, tmp_path):
+    hu = small.array.copy()
+    hu[:4, 0, 0] = [10.5, 11.5, -10.5, 12.25]
+    write(small, hu, tmp_path / "out")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "out")).array[:4, 0, 0], [10, 12, -10, 12])
+
+
+def test_values_that_cannot_be_stored_are_refused(small, tmp_path):
+    for value in (np.nan, np.inf, 1e9):
+        hu = small.array.copy()
+        hu[3, 3, 1] = value
+        with pytest.raises(BundleError, match="restored values"):
+            write(small, hu, tmp_path / "out")
+
+
+def test_writing_does_not_change_the_source(tmp_path):
+    tags = {"StudyInstanceUID": "", "PatientName": "M\xfcller^J", "SpecificCharacterSet": "ISO_IR 100"}
+    volume = source(tmp_path / "in", slices=3, **tags)
+    assert (
+        write(volume, volume.array, tmp_path / "a").uid_mapping
+        == write(volume, volume.array, tmp_path / "b").uid_mapping
+    )
+
+
+@pytest.mark.skipif(not DATA.exists() or not DCIODVFY.exists(), reason="no real data or no dicom3tools here")
+@pytest.mark.parametrize("name", ["totalseg_mct", "covidctmd_cap002", "cptac_pda_00189", "lidc_0314", "lungdx_a0001"])
+def test_real_series_come_back_exactly_and_clean(tmp_path, name):
+    volume = find_series(DATA / name).series[0].load()
+    result = write(volume, volume.array, tmp_path)
+    back = read_volume(str(tmp_path))
+    np.testing.assert_array_equal(back.stored, volume.stored)
+    np.testing.assert_array_equal(back.affine, volume.affine)
+    assert errors(result.paths[len(result.paths) // 2]) == set()
