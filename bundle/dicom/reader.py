@@ -31,13 +31,13 @@ HIGHEST_HU = 100_000.0
 LOWEST_HU = -40_000.0
 
 
-def _keep_volumes(batch: list[Volume], *, collate_fn_map: Any = None) -> list[Volume]:
-    """Collate Volumes as a list: they ride along in meta data and are never stacked."""
+def _series_keys(batch: list[Volume], *, collate_fn_map: Any = None) -> list[str]:
+    """Collate Volumes to their series keys: MONAI can take only plain types apart again (decollate_batch)."""
     del collate_fn_map
-    return batch
+    return [volume.key for volume in batch]
 
 
-default_collate_fn_map[Volume] = _keep_volumes
+default_collate_fn_map[Volume] = _series_keys
 
 
 class SeriesReader(ImageReader):
@@ -66,7 +66,7 @@ class SeriesReader(ImageReader):
         """Array (H, W, D), float32 HU, writable, and its meta data.
 
         Meta data: `affine` and `original_affine` (i, j, k, 1) -> RAS mm, `spatial_shape`, `space`, `series_key`,
-        and for DICOM `volume`, the Volume itself.
+        and for DICOM `volume`, the Volume itself (in a collated batch its series key).
         """
         if isinstance(img, Volume):
             array = np.array(img.array, dtype=np.float32, order="C")
