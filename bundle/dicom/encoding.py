@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bundle.dicom.elements import integer
-from bundle.dicom.pixels import PixelLayout, pixel_layout
+from bundle.dicom.pixels import PixelLayout, padding_range, pixel_layout
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 
@@ -64,25 +63,10 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
             stored=(values - offset).T.astype(layout.dtype),
             layout=layout,
             intercept=float(volume.intercept[k] + volume.slope[k] * offset),
-            padding=_moved_padding(padding_range(volume, k), offset, layout),
+            padding=_moved_padding(padding_range(volume.headers[k]), offset, layout),
         )
         for k, (values, layout) in enumerate(zip(wide, layouts, strict=True))
     ]
-
-
-def padding_range(volume: Volume, k: int) -> tuple[int, int | None] | None:
-    """Pixel Padding Value and Range Limit of slice k, as the pixels hold them; None without."""
-    header = volume.headers[k]
-    if volume.padding_mask is None or "PixelPaddingValue" not in header:
-        return None
-    layout = pixel_layout(header)
-
-    def in_pixels(value: int) -> int:
-        value &= (1 << layout.allocated) - 1
-        return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
-
-    value, limit = integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")
-    return None if value is None else (in_pixels(value), None if limit is None else in_pixels(limit))
 
 
 def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
@@ -96,7 +80,7 @@ def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
     if np.abs(exact).max() > 1 << 40:
         raise BundleError(f"restored values of slice {k} are beyond all reason")
     values = np.where(changed, np.rint(exact).astype(np.int64), source)  # rint rounds half to even
-    padding = padding_range(volume, k)
+    padding = padding_range(volume.headers[k])
     if padding is not None and volume.padding_mask is not None:
         # Tissue must not turn into padding by chance: step out of the range at its nearer end.
         low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))

@@ -107,6 +107,24 @@ def transfer_syntax(header: Dataset) -> str:
     return value or str(uid.ImplicitVRLittleEndian)
 
 
+def padding_range(header: Dataset) -> tuple[int, int | None] | None:
+    """Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2) as stored values; None without, or unreadable.
+
+    Files mix up the signed and unsigned VR of these elements, so they are taken modulo the word.
+    """
+    layout = pixel_layout(header)
+
+    def as_stored(value: int) -> int:
+        value &= (1 << layout.allocated) - 1
+        return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
+
+    try:
+        value, limit = integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")
+    except Unusable:
+        return None
+    return None if value is None else (as_stored(value), None if limit is None else as_stored(limit))
+
+
 def decode(dataset: FileDataset, *, frame: int | None = None) -> np.ndarray:
     """Stored values (rows, columns) of one image, without the bits that are not theirs.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 
-from bundle.dicom.elements import Unusable, decimals, integer, text
+from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.headers import NotDicom, Slice, read_whole
-from bundle.dicom.pixels import decode, pixel_layout
+from bundle.dicom.pixels import decode, padding_range, pixel_layout
 from bundle.dicom.sources import Sources
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
@@ -157,7 +157,8 @@ def load_volume(series: Series) -> Volume:
             except (Unusable, NotDicom, OSError, ValueError) as error:
                 raise _slice_error(series, k, error) from error
             array[k] = hu
-    mask = np.stack([_padding(stored[k], header) for k, header in enumerate(series.headers)]) if _pads(series) else None
+    pads = any(padding_range(header) is not None for header in series.headers)
+    mask = np.stack([_padding(stored[k], header) for k, header in enumerate(series.headers)]) if pads else None
     return Volume(
         array=array.transpose(2, 1, 0),
         affine=series.affine,
@@ -176,26 +177,12 @@ def _slice_error(series: Series, k: int, error: Exception) -> BundleError:
     return BundleError(f"series {series.key}: slice {k} ({name}): {reason}", hint="fetch the series again")
 
 
-def _pads(series: Series) -> bool:
-    return any("PixelPaddingValue" in header for header in series.headers)
-
-
 def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Where a slice is padded: stored value equal to Pixel Padding Value, or up to its Range Limit (C.7.5.1.1.2)."""
-    layout = pixel_layout(header)
-
-    def in_range(value: int) -> int:
-        """The value as the pixels hold it: files mix up signed and unsigned VR of this element."""
-        value &= (1 << layout.allocated) - 1
-        return value - (1 << layout.allocated) if layout.signed and value >> (layout.allocated - 1) else value
-
-    try:
-        value, limit = integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")
-    except Unusable:
+    """Where a slice (rows, columns) is padded."""
+    padding = padding_range(header)
+    if padding is None:
         return np.zeros(stored.shape, dtype=bool)
-    if value is None:
-        return np.zeros(stored.shape, dtype=bool)
-    low, high = sorted((in_range(value), in_range(value if limit is None else limit)))
+    low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))
     return (stored >= low) & (stored <= high)
 
 

@@ -1,0 +1,85 @@
+import datetime
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from phantom_series import write_phantom_series
+
+from bundle.dicom.encoding import encode
+from bundle.dicom.index import read_volume
+from bundle.dicom.writer import Derivation, write_derived_series
+from bundle.errors import BundleError
+
+DERIVATION = Derivation(
+    description="test", series_suffix="test", settings_digest="ab", weights_digest="cd", software_version="0"
+)
+
+
+def write(volume, hu, folder):
+    return write_derived_series(volume, hu, folder, derivation=DERIVATION, now=datetime.datetime(2025, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """12 bits stored, unsigned."""
+    folder = tmp_path_factory.mktemp("small")
+    tags = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "PixelPaddingValue": 24}
+    write_phantom_series(folder, slices=2, size=32, **tags)
+    return read_volume(str(folder))
+
+
+@given(st.lists(st.floats(-30000, 30000, width=32), min_size=8, max_size=8), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nothing_is_clipped_and_nothing_else_is_touched(small, tmp_path, values, seed):
+    rng = np.random.default_rng(seed)
+    hu = small.array.copy()
+    places = tuple(rng.integers(0, n, 8) for n in hu.shape)
+    hu[places] = values
+    write(small, hu, tmp_path / f"{seed}")
+    back = read_volume(str(tmp_path / f"{seed}"))
+    assert np.abs(back.array - hu).max() <= 0.5 + 1  # half a stored unit; one more where it would become padding
+    same = hu == small.array
+    np.testing.assert_array_equal(back.array[same], small.array[same])
+    if back.padding_mask is not None:
+        np.testing.assert_array_equal(back.padding_mask & ~small.padding_mask, False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "intercept"), [(-900, 2000, -1024), (-4000, 2000, -1024), (-2000, 60000, None)]
+)
+def test_bits_widen_only_as_needed(small, tmp_path, low, high, intercept):
+    hu = small.array.copy()
+    hu[0, 0, 0], hu[1, 0, 0] = low, high
+    ds = pydicom.dcmread(write(small, hu, tmp_path / "out").paths[0])
+    assert ds.BitsStored == (12 if low == -900 else 16) and (intercept is None or ds.RescaleIntercept == intercept)
+    back = read_volume(str(tmp_path / "out"))
+    np.testing.assert_array_equal(back.array, hu)
+    assert ds["PixelPaddingValue"].VR == ("SS" if ds.PixelRepresentation else "US")
+
+
+def test_halves_round_to_even(small, tmp_path):
+    hu = small.array.copy()
+    hu[:4, 0, 0] = [10.5, 11.5, -10.5, 12.25]
+    write(small, hu, tmp_path / "out")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "out")).array[:4, 0, 0], [10, 12, -10, 12])
+
+
+def test_values_that_cannot_be_stored_are_refused(small, tmp_path):
+    for value in (np.nan, np.inf, 1e9):
+        hu = small.array.copy()
+        hu[3, 3, 1] = value
+        with pytest.raises(BundleError, match="restored values"):
+            write(small, hu, tmp_path / "out")
+
+
+def test_untouched_values_are_the_source_s(small):
+    for k, image in enumerate(encode(small, small.array)):
+        np.testing.assert_array_equal(image.stored.T, small.stored[:, :, k])
+        assert image.layout.stored == 12 and image.padding == (24, None)
+
+
+def test_shapes_must_agree(small):
+    with pytest.raises(ValueError, match="shape"):
+        encode(small, small.array[:, :, :1])

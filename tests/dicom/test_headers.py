@@ -1,0 +1,87 @@
+import io
+
+import pydicom
+import pytest
+from phantom_series import write_phantom_series
+from pydicom import uid
+
+from bundle.dicom.elements import Unusable
+from bundle.dicom.headers import NotDicom, read_header, read_slices, read_whole
+
+
+@pytest.fixture
+def content(tmp_path):
+    write_phantom_series(tmp_path, slices=1)
+    return next(tmp_path.iterdir()).read_bytes()
+
+
+def slices(content: bytes):
+    return read_slices(io.BytesIO(content), "file")
+
+
+def test_header_has_no_pixels_and_no_private_elements(tmp_path):
+    write_phantom_series(tmp_path, slices=1)
+    path = next(tmp_path.iterdir())
+    dataset = pydicom.dcmread(path)
+    dataset.private_block(0x29, "TEST", create=True).add_new(1, "LO", "something")
+    dataset.save_as(path)
+    (image,) = slices(path.read_bytes())
+    assert "PixelData" not in image.header and not any(element.tag.is_private for element in image.header)
+    assert image.frame is None and image.header.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
+
+
+@pytest.mark.parametrize("content", [b"", b"text" * 100, b"\x89PNG" + bytes(500), b"\x08\x00" + bytes(500)])
+def test_other_files_are_not_dicom(content):
+    with pytest.raises((NotDicom, Unusable)):
+        slices(content)
+    if not content.startswith(b"\x08"):
+        with pytest.raises(NotDicom):
+            read_header(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("keep", [200, 500, 900, 0.5, 0.99])
+def test_a_file_cut_anywhere_is_refused_and_not_foreign(content, keep):
+    with pytest.raises(Unusable) as caught:
+        slices(content[: int(keep if keep > 1 else keep * len(content))])
+    assert not caught.value.foreign
+
+
+def test_a_bare_data_set_is_read(content):
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    bare = io.BytesIO()
+    plain = pydicom.Dataset({tag: dataset[tag] for tag in dataset.keys()})
+    pydicom.dcmwrite(bare, plain, implicit_vr=True, little_endian=True)
+    assert slices(bare.getvalue())[0].header.Rows == 64
+
+
+def test_deflated_is_read_and_its_bombs_are_not(tmp_path, monkeypatch):
+    write_phantom_series(tmp_path, slices=1, transfer_syntax=uid.DeflatedExplicitVRLittleEndian)
+    content = next(tmp_path.iterdir()).read_bytes()
+    assert slices(content)[0].header.Rows == 64
+    assert len(read_whole(io.BytesIO(content)).PixelData) == 64 * 64 * 2
+    monkeypatch.setattr("bundle.dicom.headers.MAX_INFLATED_BYTES", 1000)
+    with pytest.raises(Unusable, match="limit"):
+        slices(content)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "words"),
+    [("Modality", "MR", "MR"), ("SOPClassUID", uid.SecondaryCaptureImageStorage, "Secondary Capture")],
+)
+def test_what_is_no_ct_is_foreign(content, keyword, value, words):
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    setattr(dataset, keyword, value)
+    changed = io.BytesIO()
+    pydicom.dcmwrite(changed, dataset)
+    with pytest.raises(Unusable, match=words) as caught:
+        slices(changed.getvalue())
+    assert caught.value.foreign
+
+
+def test_sizes_beyond_reason_are_refused_before_anything_is_allocated(content):
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    dataset.Rows = dataset.Columns = 65535
+    changed = io.BytesIO()
+    pydicom.dcmwrite(changed, dataset)
+    with pytest.raises(Unusable, match="rows"):
+        slices(changed.getvalue())
