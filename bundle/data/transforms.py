@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Orientation, Orientationd
+from monai.transforms import MapTransform, Orientationd
 
 from bundle.degrade.low_dose import Scanner
 from bundle.degrade.transforms import UnitNoised
@@ -28,9 +28,9 @@ class SlicesLastOrientationd(Orientationd):
         """Reorient every key by the axes of its own affine."""
         result = dict(data)
         for key in self.key_iterator(result):
-            image = result[key]
-            orient = Orientation(axcodes=axis_codes(image.affine), labels=_AXES)
-            result[key] = orient(image)
+            # One instance for all keys: the inverse looks for the instance that a tensor was oriented by.
+            self.ornt_transform.axcodes = axis_codes(result[key].affine)
+            result[key] = self.ornt_transform(result[key])
         return result
 
 

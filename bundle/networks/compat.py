@@ -7,6 +7,7 @@ monai-generative's layout, so that either package reads what the other wrote.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -77,7 +78,10 @@ def _generative_nets() -> Any:
     from monai.utils import IgniteInfo
 
     monai.config.IgniteInfo = IgniteInfo  # type: ignore[attr-defined]
-    from generative.networks import nets
+    with warnings.catch_warnings():
+        # Its vector quantizer, which is not used here, decorates itself with a deprecated autocast.
+        warnings.simplefilter("ignore", FutureWarning)
+        from generative.networks import nets
 
     return nets
 

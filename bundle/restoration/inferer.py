@@ -1,5 +1,6 @@
 """From HU to HU: a network applied to volumes of any size, tile by tile."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ class RestorationInferer(Inferer):
         seed: of the draws.
         mixed_precision: 'auto', 'bf16', 'fp16' or 'off'.
         device: where the network runs.
-        progress: called with the fraction that is done.
     """
 
     def __init__(
@@ -68,6 +68,31 @@ class RestorationInferer(Inferer):
         """
         if noise_level is None:
             noise_level = measure_noise(inputs)
+        return self._apply(inputs, noise_level, self._tile_function(network, spacing_mm), progress=progress)
+
+    def with_steps(self, steps: int) -> "RestorationInferer":
+        """Return the same inferer with another number of steps, one sample each."""
+        other = copy.copy(self)
+        other.steps = steps
+        return other
+
+    def reconstruct(self, inputs: torch.Tensor, network: Restorer) -> torch.Tensor:
+        """Return decode(encode(inputs)), HU (B, 1, H, W, D), by the same tiles: the autoencoder's ceiling."""
+
+        def reconstruct(tile: torch.Tensor) -> torch.Tensor:
+            with self.precision.autocast():
+                return network.linear.to_hu(network.reconstruct(network.units.from_hu(tile[:, :1])))
+
+        return self._apply(inputs, torch.zeros(inputs.shape[0], inputs.shape[-1]), reconstruct, progress=False)
+
+    def _apply(
+        self,
+        inputs: torch.Tensor,
+        noise_level: torch.Tensor,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        progress: bool,
+    ) -> torch.Tensor:
         # The noise level travels as a second channel, so that the window cuts it together with the image.
         levels = noise_level.to(inputs)[:, None, None, None, :].expand_as(inputs)
         window = SlidingWindowInferer(
@@ -78,9 +103,8 @@ class RestorationInferer(Inferer):
             padding_mode="replicate",
             progress=progress,
         )
-        restore = self._tile_function(network, spacing_mm)
         with torch.inference_mode():
-            return window(torch.cat([inputs, levels], dim=1), restore)  # type: ignore[return-value]
+            return window(torch.cat([inputs, levels], dim=1), function)  # type: ignore[return-value]
 
     def _tile_function(
         self, network: Restorer, spacing_mm: torch.Tensor | None

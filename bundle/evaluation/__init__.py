@@ -1,0 +1,1 @@
+"""Evaluation: methods compared on the same series, as tables and pictures."""

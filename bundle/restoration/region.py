@@ -1,0 +1,34 @@
+"""Which voxels a restoration may touch: the body, and nothing that carries another meaning."""
+
+import numpy as np
+from scipy import ndimage
+
+_BODY_HU = -500.0
+_LEAST_PIXELS = 400  # smaller islands in a slice are the table's edge or noise in air
+_MARGIN_PIXELS = 4  # skin and the noise right outside it
+HARD_LIMITS_HU = (-1100.0, 3071.0)  # beyond: padding, metal, values that no tissue has
+
+
+def touchable(volume_hu: np.ndarray, padding_mask: np.ndarray | None = None) -> np.ndarray:
+    """Return bool (H, W, D): voxels in or near a body in their slice, inside the hard limits, and no padding.
+
+    Args:
+        volume_hu: HU (H, W, D).
+        padding_mask: voxels outside the scan's field of view (H, W, D).
+    """
+    region = np.stack([_body_of(volume_hu[:, :, k] > _BODY_HU) for k in range(volume_hu.shape[2])], axis=2)
+    region &= (volume_hu >= HARD_LIMITS_HU[0]) & (volume_hu <= HARD_LIMITS_HU[1])
+    return region if padding_mask is None else region & ~padding_mask
+
+
+def _body_of(dense: np.ndarray) -> np.ndarray:
+    """Large dense islands of a slice (H, W), with what they enclose (lungs, bowel gas) and a margin."""
+    filled = ndimage.binary_fill_holes(dense)
+    labels, count = ndimage.label(filled)
+    if count == 0:
+        return np.zeros_like(dense)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    # A small phantom's or a child's slice has small islands: the largest one always counts.
+    kept = (sizes >= min(_LEAST_PIXELS, sizes.max()))[labels]
+    return ndimage.binary_dilation(kept & (labels > 0), iterations=_MARGIN_PIXELS)
