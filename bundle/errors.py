@@ -1,10 +1,10 @@
 """Errors a user can act on, the exit codes that go with them, and their one-line report."""
 
 import enum
-import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 
@@ -76,7 +76,10 @@ def report(error: BaseException) -> ExitCode:
         return known.exit_code
     with tempfile.NamedTemporaryFile("w", prefix="ct-enhance-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)
-    summary = f"{type(error).__name__}: {_one_line(str(error))[:160]}"
+    text = (
+        f"{error.strerror}: {_short(error.filename)}" if isinstance(error, OSError) and error.filename else str(error)
+    )
+    summary = f"{type(error).__name__}: {_one_line(text)[:160]}"
     print(f"error: {summary} (a defect of ours; traceback in {log.name})", file=sys.stderr)
     return ExitCode.DEFECT
 
@@ -99,7 +102,7 @@ def _one_line(text: str) -> str:
 
 def _short(name: object) -> str:
     """The last part of a path: folders above may carry patient names."""
-    return os.path.basename(str(name)) if name else "output"
+    return Path(str(name)).name if name else "output"
 
 
 _IO_ERRNOS = frozenset({28, 30, 5, 122, 27})  # ENOSPC, EROFS, EIO, EDQUOT, EFBIG

@@ -21,7 +21,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    os.chmod(temporary, 0o755)  # mkdtemp is private to the user; results are for their colleagues too
+    temporary.chmod(0o755)  # mkdtemp is private to the user; results are for their colleagues too
     try:
         yield temporary
         for folder, _, names in os.walk(temporary):

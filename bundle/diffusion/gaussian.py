@@ -4,6 +4,7 @@ Own samplers, because those of MONAI 1.6 and monai-generative 0.2.3 take their p
 t - 1000 // n whatever steps were set, and clamp the clean latent to [-1, 1]. Here the previous step is looked up.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,7 +104,7 @@ class GaussianDiffusion:
         first = torch.full((degraded.shape[0],), times[0], device=degraded.device)
         signal, deviation = self._levels(first, degraded)
         z_t = deviation * noise(0) + (signal * degraded if self.start_time < 1 else 0.0)
-        for step, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for step, (now, then) in enumerate(itertools.pairwise(times)):
             t = torch.full((degraded.shape[0],), now, device=degraded.device)
             clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
             z_t = self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None)

@@ -7,7 +7,7 @@ weights can be set so that decode(encode(x)) == x before any training (`lossless
 
 import contextlib
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ class Autoencoder(nn.Module):
             in steps of 4 HU.
     """
 
+    net: Any  # AutoencoderKL of either package, whose attributes no type declares
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
 
@@ -45,21 +46,21 @@ class Autoencoder(nn.Module):
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
         if not self.exact_path:
-            mean, std = self.net.encode(x)  # type: ignore[operator]
+            mean, std = self.net.encode(x)
             return mean.float(), std.float()
-        features = _through(cast(nn.ModuleList, self.net.encoder.blocks), x)
+        features = _through(self.net.encoder.blocks, x)
         with full_precision(x):
-            log_variance = self.net.quant_conv_log_sigma(features)  # type: ignore[operator]
-            mean = self.net.quant_conv_mu(features)  # type: ignore[operator]
+            log_variance = self.net.quant_conv_log_sigma(features)
+            mean = self.net.quant_conv_mu(features)
         return mean, (log_variance.clamp(-30.0, 20.0) / 2).exp()  # AutoencoderKL's own limits
 
     def decode_raw(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the image (B, 1, H, W, D) of a raw latent."""
         if not self.exact_path:
-            return cast(torch.Tensor, self.net.decode(latent)).float()  # type: ignore[operator]
+            return self.net.decode(latent).float()
         with full_precision(latent):
-            features = self.net.post_quant_conv(latent)  # type: ignore[operator]
-        return _through(cast(nn.ModuleList, self.net.decoder.blocks), features)
+            features = self.net.post_quant_conv(latent)
+        return _through(self.net.decoder.blocks, features)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W, D) in network units to the whitened latent (B, L, H/f, W/f, D): the mean, never a draw."""
@@ -102,15 +103,15 @@ def _through(blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _residual(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _residual(block: Any, x: torch.Tensor) -> torch.Tensor:
     """ResBlock's forward without norms, its shortcut in float32."""
-    branch = block.conv2(functional.silu(block.conv1(functional.silu(x))))  # type: ignore[operator]
+    branch = block.conv2(functional.silu(block.conv1(functional.silu(x))))
     with full_precision(x):
-        return block.nin_shortcut(x) + branch.float()  # type: ignore[operator]
+        return block.nin_shortcut(x) + branch.float()
 
 
 @torch.no_grad()
-def lossless_start(net: nn.Module, *, factor: int) -> nn.Module:
+def lossless_start(net: Any, *, factor: int) -> nn.Module:
     """Set AutoencoderKL's weights, in place, so that decode(encode(x)) == x, with a DCT as the latent's basis.
 
     Strided convolutions become space-to-depth, transposed ones depth-to-space, residual branches zero; the network
@@ -122,11 +123,11 @@ def lossless_start(net: nn.Module, *, factor: int) -> nn.Module:
     """
     encoder, decoder = net.encoder, net.decoder
     used = 1
-    for block in cast(nn.ModuleList, encoder.blocks):
+    for block in encoder.blocks:
         used = _set_lossless(block, used)
     if used != factor * factor:
         raise ValueError(f"a lossless latent for factor {factor} needs {factor * factor} channels, not {used}")
-    for block in cast(nn.ModuleList, decoder.blocks):
+    for block in decoder.blocks:
         used = _set_lossless(block, used)
     basis = block_cosine_basis(factor)
     _set_pointwise(net.quant_conv_mu, basis)
@@ -153,11 +154,12 @@ def block_cosine_basis(factor: int) -> torch.Tensor:
     return torch.stack([cosines[u, rows] * cosines[v, columns] for u, v in pairs]).float()
 
 
-def _set_lossless(block: nn.Module, used: int) -> int:
+def _set_lossless(block: Any, used: int) -> int:
     """Make one block of the encoder or decoder carry its first `used` channels unchanged; return how many leave."""
     if isinstance(block, EncoderDownsample):
         conv = cast(nn.Conv3d, block.conv.conv)
         _clear(conv)
+        _require_channels(conv, 4 * used)
         for channel in range(used):
             for a in (0, 1):
                 for b in (0, 1):
@@ -180,24 +182,29 @@ def _set_lossless(block: nn.Module, used: int) -> int:
     return used
 
 
-def _clear(conv: nn.Module) -> None:
-    conv.weight.zero_()  # type: ignore[operator,union-attr]
-    conv.bias.zero_()  # type: ignore[operator,union-attr]
+def _clear(conv: Any) -> None:
+    conv.weight.zero_()
+    conv.bias.zero_()
 
 
-def _set_centre(conv: nn.Module, used: int) -> None:
+def _set_centre(conv: Any, used: int) -> None:
     _clear(conv)
     weight = cast(torch.Tensor, conv.weight)
     centre = weight.shape[-1] // 2
-    if used > min(weight.shape[:2]):
-        raise ValueError(f"{min(weight.shape[:2])} channels cannot carry {used} without loss")
+    _require_channels(conv, used)
     for channel in range(used):
         weight[channel, channel, centre, centre, centre] = 1.0
 
 
-def _set_pointwise(block: nn.Module, matrix: torch.Tensor, *, bias: float = 0.0) -> None:
-    block.conv.weight.copy_(matrix[:, :, None, None, None])  # type: ignore[union-attr]
-    block.conv.bias.fill_(bias)  # type: ignore[union-attr]
+def _require_channels(conv: Any, used: int) -> None:
+    fewest = min(conv.weight.shape[:2])
+    if used > fewest:
+        raise ValueError(f"{fewest} channels cannot carry {used} without loss")
+
+
+def _set_pointwise(block: Any, matrix: torch.Tensor, *, bias: float = 0.0) -> None:
+    block.conv.weight.copy_(matrix[:, :, None, None, None])
+    block.conv.bias.fill_(bias)
 
 
 def _channels(per_channel: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The denoiser: DiffusionModelUNet in 3D on latents, conditional on the degraded latent and on the scan."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class Denoiser(nn.Module):
         make_denoiser_in_plane(net)
         if norm_groups is None:
             use_voxel_norms(net)
-            net.middle_block.attention = nn.Identity()
+            cast(nn.Module, net.middle_block).attention = nn.Identity()
         self.net = keep_generative_layout(net, networks_from)
         self.context_channels = context_channels
         self.multiple = 2 ** (len(channels) - 1)
