@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 _LOUD = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "rle", "libjpeg")]
@@ -94,9 +95,16 @@ def integer(header: Dataset, keyword: str) -> int | None:
     Raises:
         Unusable: when it is no single integer.
     """
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    if tag not in header:
+        return None
     try:
-        with quiet():
-            value = header.get(keyword)
-            return None if value is None or value == "" else int(value)
+        if isinstance(header.get_item(tag), RawDataElement):
+            with quiet():  # costs more than the rest, and is needed at the first reading only
+                value = header[tag].value
+        else:
+            value = header.get_item(tag).value
+        return None if value is None or value == "" else int(value)
     except Exception as error:  # pydicom has exceptions of its own for bytes that do not fit the VR
         raise Unusable(f"{keyword} is no single integer") from error

@@ -42,31 +42,36 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     """
     if restored_hu.shape != volume.shape:
         raise ValueError(f"restored_hu has shape {restored_hu.shape}, the source {volume.shape}")
-    wide = [_stored(volume, restored_hu, k) for k in range(volume.shape[2])]
-    layouts = [pixel_layout(header) for header in volume.headers]
-    low, high = min(int(values.min()) for values in wide), max(int(values.max()) for values in wide)
-    offset = 0
-    for widened in (layouts, [_to_16_bits(layout, signed=layout.signed) for layout in layouts]):
-        if all(layout.allocated == 16 and _fits(v, layout) for v, layout in zip(wide, widened, strict=True)):
-            layouts = widened
-            break
-    else:
-        if -(1 << 15) <= low and high < 1 << 15:
-            layouts = [_to_16_bits(layout, signed=True) for layout in layouts]
-        else:
-            layouts = [_to_16_bits(layout, signed=False) for layout in layouts]
-            offset = 0 if low >= 0 and high < 1 << 16 else low
-        if high - offset >= 1 << 16:
-            raise BundleError("restored values span more than 16 bits hold at the source's RescaleSlope")
+    depth = volume.shape[2]
+    # Twice through the slices, so that the wide integers of one slice only are held at a time.
+    ranges = [_range(_stored(volume, restored_hu, k)) for k in range(depth)]
+    layouts, offset = _layouts([pixel_layout(header) for header in volume.headers], ranges)
     return [
         EncodedSlice(
-            stored=(values - offset).T.astype(layout.dtype),
-            layout=layout,
+            stored=(_stored(volume, restored_hu, k) - offset).T.astype(layouts[k].dtype),
+            layout=layouts[k],
             intercept=float(volume.intercept[k] + volume.slope[k] * offset),
-            padding=_moved_padding(padding_range(volume.headers[k]), offset, layout),
+            padding=_moved_padding(padding_range(volume.headers[k]), offset, layouts[k]),
         )
-        for k, (values, layout) in enumerate(zip(wide, layouts, strict=True))
+        for k in range(depth)
     ]
+
+
+def _layouts(source: list[PixelLayout], ranges: list[tuple[int, int]]) -> tuple[list[PixelLayout], int]:
+    """The nearest layouts to the source's that hold every slice's range, and what is taken off stored values."""
+    for candidate in (source, [_to_16_bits(layout, signed=layout.signed) for layout in source]):
+        if all(layout.allocated == 16 and _fits(r, layout) for r, layout in zip(ranges, candidate, strict=True)):
+            return candidate, 0
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    signed = -(1 << 15) <= low and high < 1 << 15
+    offset = 0 if signed or (low >= 0 and high < 1 << 16) else low
+    if high - offset >= 1 << 16:
+        raise BundleError("restored values span more than 16 bits hold at the source's RescaleSlope")
+    return [_to_16_bits(layout, signed=signed) for layout in source], offset
+
+
+def _range(values: np.ndarray) -> tuple[int, int]:
+    return int(values.min()), int(values.max())
 
 
 def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
@@ -89,9 +94,9 @@ def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
     return values
 
 
-def _fits(values: np.ndarray, layout: PixelLayout) -> bool:
+def _fits(values: tuple[int, int], layout: PixelLayout) -> bool:
     low = -(1 << (layout.stored - 1)) if layout.signed else 0
-    return bool(values.min() >= low and values.max() < low + (1 << layout.stored))
+    return low <= values[0] and values[1] < low + (1 << layout.stored)
 
 
 def _to_16_bits(layout: PixelLayout, *, signed: bool) -> PixelLayout:

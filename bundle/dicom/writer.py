@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from bundle.dicom.derived_header import code, decimal_string, inherited, set_values
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.encoding import EncodedSlice, encode
+from bundle.dicom.pixels import transfer_syntax
 from bundle.dicom.uids import Identifiers, derived_uid, is_valid_uid, repaired_identifiers, source_instance_uid
 from bundle.dicom.volume import Volume
 from bundle.files import digest
@@ -131,6 +132,8 @@ def _header(
             _equipment_item(derivation, now),
         ],
     )
+    if transfer_syntax(source) == uid.JPEGLSNearLossless:
+        set_values(header, LossyImageCompression="01", LossyImageCompressionMethod="ISO_14495_1")
     _set_pixels(header, image, slope=float(volume.slope[k]))
     return header
 

@@ -140,3 +140,14 @@ def test_real_series_come_back_exactly_and_clean(tmp_path, name):
     np.testing.assert_array_equal(back.stored, volume.stored)
     np.testing.assert_array_equal(back.affine, volume.affine)
     assert errors(result.paths[len(result.paths) // 2]) == set()
+
+
+@pytest.mark.skipif(not DATA.exists() or not DCIODVFY.exists(), reason="no real data or no dicom3tools here")
+def test_frames_of_a_multi_frame_object_become_single_images(tmp_path):
+    volume = find_series(DATA.parent / "odd" / "enhanced_multiframe_legacy").series[0].load()
+    result = write(volume, volume.array, tmp_path)
+    items = [pydicom.dcmread(path).SourceImageSequence[0] for path in result.paths]
+    assert {item.ReferencedSOPInstanceUID for item in items} == {volume.headers[0].SOPInstanceUID}
+    assert sorted(item.ReferencedFrameNumber for item in items) == list(range(1, 9))
+    assert len(set(result.sop_uids)) == 8 and errors(result.paths[0]) == set()
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, volume.array)
