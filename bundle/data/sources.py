@@ -47,12 +47,14 @@ def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None
         max_samples: use only so many cases, the first by key.
 
     Raises:
-        BundleError: when the folder is not named, is missing, or holds no usable CT.
+        BundleError: when max_samples is below 1, or the folder is not named, is missing, or holds no usable CT.
     """
     if not dataset_dir:
         raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
     if str(dataset_dir).startswith("hf://"):
         raise BundleError("dataset_dir from the hub is not supported yet", hint="download it and name the folder")
+    if max_samples is not None and max_samples < 1:
+        raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
     root = Path(dataset_dir)
     if not root.is_dir():
         raise BundleError(f"dataset_dir '{root.name}' is not a folder", hint="name a folder with --dataset_dir")
@@ -61,7 +63,7 @@ def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None
     if not source.cases:
         reasons = "; ".join(sorted({refusal.reason for refusal in source.refused})) or "no CT series"
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
-    cases = sorted(source.cases, key=lambda case: case.key)[: max_samples or None]
+    cases = sorted(source.cases, key=lambda case: case.key)[:max_samples]
     return Source(tuple(cases), source.refused)
 
 

@@ -44,7 +44,8 @@ def split(
 ) -> Split:
     """Split cases so that no patient is on both sides; a single patient's slices where there is only one.
 
-    A patient's side depends on its own digest and the seed alone, so adding patients moves nobody.
+    A patient's side depends on its own digest and the seed alone, so adding patients moves nobody; only while
+    the draw leaves a side empty, the patient nearest to it is moved there.
 
     Args:
         cases: all cases.
@@ -57,7 +58,7 @@ def split(
         BundleError: when a named folder holds no case, or all patients would validate.
     """
     patients = sorted({case.patient_key for case in cases})
-    if len(patients) < 2:
+    if len(patients) < 2 and not folders:
         return split_slices(max(cases, key=lambda case: case.shape[2]), patch_slices=patch_slices)
     chosen = _named(cases, folders) if folders else _drawn(patients, fraction, seed)
     train = tuple(Part.whole(case) for case in cases if case.patient_key not in chosen)

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+from training_fixtures import CountingTransform, write_phantoms
+
+from bundle.data.assembly import TrainingData
+from bundle.data.splits import OTHER_PATIENTS, SAME_PATIENT
+from bundle.errors import BundleError
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return write_phantoms(tmp_path_factory.mktemp("scans"), patients=3)
+
+
+def data(scans, folder, *, transform=None, **settings):
+    transform = transform or CountingTransform(size=32, slices=12)
+    return TrainingData(
+        scans,
+        transform=transform,
+        cache_dir=folder / "cache",
+        recipe={},
+        **{"num_slices": 4, "realisations": 2, **settings},
+    )
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    data(tmp_path / "missing", tmp_path)
+    with pytest.raises(BundleError, match="is not a folder"):
+        _ = data(tmp_path / "missing", tmp_path).train
+
+
+def test_prepared_once_for_both_sides(scans, tmp_path):
+    transform = CountingTransform(size=32, slices=12)
+    made = data(scans, tmp_path, transform=transform)
+    assert len(made.train) + len(made.validation) == 3 and transform.calls == 3
+    assert made.split.validation_on == OTHER_PATIENTS
+
+
+def test_one_series_validates_on_its_own_end(scans, tmp_path):
+    made = data(scans, tmp_path, max_samples=1)
+    assert made.split.validation_on == SAME_PATIENT
+    assert made.train[0].case == made.validation[0].case
+
+
+def test_named_validation_folder(scans, tmp_path):
+    made = data(scans, tmp_path, validation_folders=["patient1"])
+    assert [part.case.label for part in made.validation] == ["patient1"] and len(made.train) == 2
+
+
+def test_epoch_covers_the_training_slices_once(scans, tmp_path):
+    made = data(scans, tmp_path, validation_folders=["patient1"])
+    assert made.patches_per_epoch(16) == 2 * 2 * 3 * 2  # rows, columns, slices, series
+    assert made.patches_per_epoch(1000) == 1
+
+
+def test_summary_tells_what_is_used_for_what_without_names(scans, tmp_path):
+    (tmp_path / "broken").mkdir()
+    write_phantoms(tmp_path / "scans", patients=2)
+    damaged = next((tmp_path / "scans").rglob("*.dcm"))
+    damaged.write_bytes(damaged.read_bytes()[:-500])
+    made = data(tmp_path / "scans", tmp_path)
+    made.write_summary(tmp_path / "data.json")
+    text = (tmp_path / "data.json").read_text()
+    summary = json.loads(text)
+    keys = {entry["series"] for side in ("train", "validation") for entry in summary[side]}
+    assert keys == {part.case.key for part in made.train + made.validation}
+    assert all(entry["slices"] > 0 for entry in summary["train"] + summary["validation"])
+    assert summary["skipped"] and summary["validation_on"]
+    assert "phantom-" not in text and str(tmp_path) not in text
+
+
+def test_progress_is_told(scans, tmp_path):
+    told = []
+    _ = data(scans, tmp_path, progress=lambda *now: told.append(now)).split
+    assert told[-1] == (3, 3)

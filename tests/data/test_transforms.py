@@ -1,0 +1,133 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+
+from bundle.data.transforms import NoiseRealisationsd, SlicesLastOrientationd, axis_codes, noise_keys
+from bundle.degrade.low_dose import Scanner
+
+SPACING = np.array([0.7, 0.8, 2.5])
+PLANES = {"axial": [0, 1, 2], "coronal": [0, 2, 1], "sagittal": [1, 2, 0]}  # world axis of each voxel axis
+
+
+def affine_of(directions):
+    affine = np.eye(4)
+    affine[:3, :3] = directions * SPACING
+    affine[:3, 3] = (-101.5, 33.25, 740.0)
+    return affine
+
+
+def planes():
+    for name, axes in PLANES.items():
+        for swap in (False, True):
+            order = [axes[1], axes[0], axes[2]] if swap else axes
+            for signs in itertools.product((-1, 1), repeat=3):
+                yield name, affine_of(np.eye(3)[:, order] * signs)
+
+
+def rotations(number=60):
+    """Any orientation, those near 45 degrees included."""
+    rng = np.random.default_rng(5)
+    for _ in range(number):
+        q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+        yield "oblique", affine_of(q * np.sign(np.diag(r)))
+
+
+ALL = [*planes(), *rotations()]
+
+
+def image(affine):
+    return MetaTensor(torch.arange(3.0 * 4 * 5).reshape(1, 3, 4, 5), affine=torch.from_numpy(affine))
+
+
+def positions(volume):
+    """World position of each value, in the order of the values."""
+    values = volume.as_tensor().flatten().long()
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in volume.shape[1:]), indexing="ij"), -1).reshape(-1, 3)
+    world = grid.double() @ volume.affine[:3, :3].T.double() + volume.affine[:3, 3].double()
+    return world[torch.argsort(values)]
+
+
+@pytest.mark.parametrize("affine", [a for _, a in ALL])
+def test_slices_stay_last_and_nothing_moves_in_space(affine):
+    before = image(affine)
+    after = SlicesLastOrientationd("image")({"image": before})["image"]
+    assert after.shape[3] == 5 and set(after.shape[1:3]) == {3, 4}
+    assert torch.allclose(positions(after), positions(before), atol=1e-9)
+    along = torch.nn.functional.cosine_similarity(after.affine[:3, 2], before.affine[:3, 2], dim=0)
+    assert abs(float(along)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("affine", [a for _, a in ALL])
+def test_inverse_is_exact(affine):
+    before = image(affine)
+    orient = SlicesLastOrientationd("image")
+    back = orient.inverse(orient({"image": before.clone()}))["image"]
+    assert torch.equal(back.as_tensor(), before.as_tensor())
+    assert torch.allclose(back.affine, before.affine, atol=1e-12)
+    assert not back.applied_operations
+
+
+@pytest.mark.parametrize("name,code", [("axial", "LPS"), ("coronal", "LSP"), ("sagittal", "PSL")])
+def test_standard_orientation(name, code):
+    for plane, affine in planes():
+        if plane == name:
+            assert axis_codes(affine) == code
+            after = SlicesLastOrientationd("image")({"image": image(affine)})["image"]
+            assert axis_codes(after.affine) == code
+            again = SlicesLastOrientationd("image")({"image": after})["image"]
+            assert torch.equal(again.as_tensor(), after.as_tensor())
+
+
+def test_keys_of_different_orientation_invert_each():
+    affines = {"a": affine_of(np.eye(3)), "b": affine_of(np.eye(3)[:, [0, 2, 1]]), "c": affine_of(-np.eye(3))}
+    before = {key: image(affine) for key, affine in affines.items()}
+    orient = SlicesLastOrientationd(["a", "b", "c"])
+    back = orient.inverse(orient({key: value.clone() for key, value in before.items()}))
+    for key in before:
+        assert torch.equal(back[key].as_tensor(), before[key].as_tensor())
+
+
+@pytest.mark.parametrize("affine", [affine_of(np.eye(3)[:, [1, 2, 0]] * (1, -1, 1)), [*rotations(1)][0][1]])
+def test_monai_invertd_brings_a_prediction_back(affine):
+    """As inference does: the prediction has the oriented image's grid and is put back onto the input's."""
+    chain = Compose([SlicesLastOrientationd("image")])
+    before = image(affine)
+    oriented = chain({"image": before.clone()})
+    prediction = MetaTensor(oriented["image"].as_tensor() + 100, meta=oriented["image"].meta)
+    invert = Invertd("pred", transform=chain, orig_keys="image", nearest_interp=False, to_tensor=True)
+    back = invert({"image": oriented["image"], "pred": prediction})["pred"]
+    assert torch.equal(torch.as_tensor(back), before.as_tensor() + 100)
+
+
+def test_missing_keys():
+    with pytest.raises(KeyError):
+        SlicesLastOrientationd("other")({"image": image(np.eye(4))})
+    assert "other" not in SlicesLastOrientationd("other", allow_missing_keys=True)({"image": image(np.eye(4))})
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    rng = np.random.default_rng(0)
+    hu = np.where(rng.random((1, 32, 32, 2)) > 0.3, 0.0, -200.0).astype(np.float32)
+    hu[:, :6] = -1000
+    return MetaTensor(torch.from_numpy(hu), affine=torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0])))
+
+
+def test_noise_realisations_add_their_keys(phantom):
+    add = NoiseRealisationsd("image", realisations=2, seed=5, scanner=Scanner(views=48))
+    result = add({"image": phantom, "other": 1})
+    assert noise_keys(2) == ["quantum_0", "electronic_0", "quantum_1", "electronic_1"]
+    assert set(result) == {"image", "other", *noise_keys(2)}
+    assert result["image"] is phantom
+    for key in noise_keys(2):
+        assert result[key].shape == phantom.shape and torch.equal(result[key].affine, phantom.affine)
+        assert float(result[key].float().std()) > 0
+    assert not torch.equal(result["quantum_0"].as_tensor(), result["quantum_1"].as_tensor())
+    again = add({"image": phantom})
+    assert all(torch.equal(again[key].as_tensor(), result[key].as_tensor()) for key in noise_keys(2))
+    other = NoiseRealisationsd("image", realisations=1, seed=6, scanner=Scanner(views=48))({"image": phantom})
+    assert torch.equal(other["quantum_0"].as_tensor(), result["quantum_1"].as_tensor())  # seeds follow each other

@@ -1,0 +1,108 @@
+"""Prepared cases without physics, and training workflows small enough for a test."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from phantom_series import phantom_hu, write_phantom_series
+
+import bundle
+from bundle.data.prepared import PreparedCase, prepare_cases
+from bundle.data.sources import Case
+
+ROOT = Path(bundle.__file__).resolve().parents[1]
+
+# What every tiny training has in common; keys of configs/train.yaml.
+TINY = {
+    "preset": "tiny",
+    "patch_size": 32,
+    "num_slices": 4,
+    "batch_size": 2,
+    "steps_per_epoch": 4,
+    "autoencoder_epochs": 1,
+    "phase1_epochs": 2,
+    "num_epochs": 3,
+    "noise_realisations": 1,
+    "learning_rate": 1.0e-3,
+    "warmup_steps": 2,
+    "mixed_precision": "off",
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+class CountingTransform:
+    """Stands for the chain from files to noises: the file's name seeds a phantom; counts its calls."""
+
+    def __init__(self, *, slices=12, size=64, realisations=2, spacing=(0.8, 0.8, 2.5), fraction=0.0, fail=()):
+        self.slices, self.size, self.realisations, self.spacing = slices, size, realisations, spacing
+        self.fraction = fraction
+        self.fail = fail
+        self.calls = 0
+
+    def __call__(self, data):
+        self.calls += 1
+        name = Path(data["image"][0]).name
+        if name in self.fail:
+            raise self.fail[name]
+        seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+        affine = torch.diag(torch.tensor([*self.spacing, 1.0], dtype=torch.float64))
+        hu = phantom_hu(slices=self.slices, size=self.size, seed=seed) + self.fraction
+        rng = np.random.default_rng(seed)
+        result = {"image": MetaTensor(torch.from_numpy(hu)[None], affine=affine)}
+        for number in range(self.realisations):
+            for kind, scale in (("quantum", 12.0), ("electronic", 2.0)):
+                # Noise that grows with the slice, so that a mixed-up order of slices shows.
+                noise = rng.normal(size=hu.shape) * scale * np.linspace(1, 3, hu.shape[2])
+                result[f"{kind}_{number}"] = MetaTensor(
+                    torch.from_numpy(noise.astype(np.float16))[None], affine=affine
+                )
+        return result
+
+
+def make_cases(folder: Path, names=("one",), *, patients=None) -> list[Case]:
+    """Cases of one file each, whose content is its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for number, name in enumerate(names):
+        path = folder / name
+        path.write_text(name)
+        patient = patients[number] if patients else f"patient-{name}"
+        cases.append(Case(key=f"key-{name}", patient_key=patient, files=(str(path),), label=f"group-{number}/{name}"))
+    return cases
+
+
+def prepare(folder: Path, names=("one",), *, patients=None, **settings) -> list[PreparedCase]:
+    """Prepared cases, one for each name."""
+    transform = CountingTransform(**settings)
+    cases = make_cases(folder / "files", names, patients=patients)
+    return prepare_cases(
+        cases, transform=transform, cache_dir=folder / "cache", recipe=settings, realisations=transform.realisations
+    )[0]
+
+
+def write_phantoms(folder: Path, *, patients=2) -> Path:
+    """A data folder of DICOM, one series for each patient."""
+    for number in range(patients):
+        write_phantom_series(folder / f"patient{number}", patient=f"phantom-{number}", seed=number, slices=12, size=64)
+    return folder
+
+
+def make_workflow(dataset_dir, output_dir, **overrides):
+    """An initialised workflow of configs/train.yaml and its trainer."""
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / "train.yaml"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        run_id="training",
+        workflow_type="train",
+        dataset_dir=str(dataset_dir),
+        output_dir=str(output_dir),
+        **{**TINY, **overrides},
+    )
+    workflow.initialize()
+    return workflow, workflow.parser.get_parsed_content("train#trainer")
