@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -69,8 +70,8 @@ class NoiseRealisationsd(MapTransform):
 
 def axis_codes(affine: torch.Tensor | np.ndarray) -> str:
     """Axis codes for an affine (4, 4, RAS) that keep its third axis third, e.g. 'LPS' for axial slices."""
-    directions = np.abs(np.asarray(affine, dtype=float)[:3, :3])
-    slices = int(np.argmax(directions[:, 2]))
+    # nibabel's own choice, as Orientation makes it: near 45 degrees the nearest axis may go to another voxel axis.
+    slices = int(nibabel.io_orientation(np.asarray(affine, dtype=float))[2, 0])  # type: ignore[no-untyped-call]
     in_plane = [axis for axis in (0, 1, 2) if axis != slices]
     towards = {0: "L", 1: "P", 2: "S"}
     return "".join(towards[axis] for axis in [*in_plane, slices])

@@ -136,9 +136,7 @@ def test_flips_move_image_label_and_noise_level_together(cases):
 
 
 def test_patches_stay_in_their_part(cases):
-    data = PatchDataset(
-        [Part(cases[0], 3, 9)], patch_size=PATCH, num_slices=SLICES, length=40, seed=0, augment=False
-    )
+    data = PatchDataset([Part(cases[0], 3, 9)], patch_size=PATCH, num_slices=SLICES, length=40, seed=0, augment=False)
     corners = [place(cases[0], data[index]["label"][0].numpy()) for index in range(40)]
     assert {corner[2] for corner in corners} == {3, 4, 5}
 

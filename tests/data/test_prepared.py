@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,8 +37,7 @@ def test_content_recipe_and_realisations_name_the_folder(tmp_path):
     folders = {run(cases, tmp_path / "cache")[0][0].folder}
     folders.add(run(cases, tmp_path / "cache", seed=1)[0][0].folder)
     folders.add(run(cases, tmp_path / "cache", CountingTransform(size=32, slices=4, realisations=1))[0][0].folder)
-    with open(cases[0].files[0], "a") as stream:
-        stream.write("changed")
+    Path(cases[0].files[0]).write_text("changed")
     folders.add(run(cases, tmp_path / "cache")[0][0].folder)
     assert len(folders) == 4 and all((folder / "case.json").is_file() for folder in folders)
 
@@ -98,7 +99,7 @@ def test_noise_level_grows_as_the_dose_falls_and_adds_in_quadrature(tmp_path):
     slices = slice(2, 9)
     assert np.array_equal(case.noise_level(1.0, slices), np.array(case.noise_hu, np.float32)[slices])
     levels = [case.noise_level(dose, slices) for dose in (1.0, 0.5, 0.25, 0.1)]
-    assert all((low < high).all() for low, high in zip(levels, levels[1:], strict=False))
+    assert all((low < high).all() for low, high in itertools.pairwise(levels))
     quantum, electronic = (np.array(x)[slices] for x in (case.quantum_hu, case.electronic_hu))
     added = levels[2].astype(float) ** 2 - levels[0].astype(float) ** 2
     assert np.allclose(added, 3 * quantum**2 + 15 * electronic**2, rtol=1e-4)
