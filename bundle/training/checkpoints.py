@@ -43,9 +43,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint with the most iterations; damaged ones are set aside by name."""
-    candidates = [path for path in folder.glob("checkpoint_*.pt") if _NUMBERED.fullmatch(path.name)]
-    for path in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    """Return the complete checkpoint that was written last; damaged ones are set aside by name."""
+    for path in reversed(_by_age(folder)):
         if not _marker(path).is_file():
             continue  # its save was cut off
         try:
@@ -59,12 +58,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
-    """Keep the newest `keep` checkpoints of each kind (epoch, step); best and final stay."""
+    """Keep the `keep` checkpoints of each kind (epoch, step) that were written last; best and final stay.
+
+    What saves that were cut off left behind goes too.
+    """
     for kind in ("epoch", "step"):
-        numbered = [(int(m[2]), p) for p in folder.glob("*.pt") if (m := _NUMBERED.fullmatch(p.name)) and m[1] == kind]
-        for _, path in sorted(numbered)[: -keep or None]:
+        written = [path for path in _by_age(folder) if path.name.startswith(f"checkpoint_{kind}_")]
+        for path in written[: -keep or None]:
             path.unlink(missing_ok=True)
             _marker(path).unlink(missing_ok=True)
+    for path in folder.glob(".checkpoint_*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """Checkpoints by step and epoch, oldest first: by time, as a run that started anew counts from 0 again."""
+
+    def age(path: Path) -> tuple[int, int]:
+        return path.stat().st_mtime_ns, int(path.stem.rsplit("_", 1)[1])
+
+    return sorted((path for path in folder.glob("checkpoint_*.pt") if _NUMBERED.fullmatch(path.name)), key=age)
 
 
 def _marker(path: Path) -> Path:

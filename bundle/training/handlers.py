@@ -1,5 +1,6 @@
 """Handlers of the trainer: checkpoints with exact resume, preemption, progress."""
 
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from ignite.engine import Engine, Events
 import bundle
 from bundle.data.assembly import TrainingData
 from bundle.errors import BundleError, InterruptedRun
-from bundle.files import file_digest, require_writable, whole_file
+from bundle.files import file_digest, require_writable, whole_file, write_json
 from bundle.networks.weights import load_weights
 from bundle.progress import Progress
 from bundle.training.checkpoints import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -21,6 +22,14 @@ from bundle.training.optim import MovingAverage
 from bundle.training.trainer import BundleTrainer
 
 logger = logging.getLogger(__name__)
+
+_BEST = "checkpoint_best.json"
+# What the configs call a setting that a checkpoint keeps under another name.
+_KEYS = {
+    "accumulation_steps": "gradient_accumulation_steps",
+    "epoch_length": "steps per epoch (steps_per_epoch, or by the data, patch_size and num_slices)",
+    "world_size": "number of processes",
+}
 
 
 class CheckpointHandler:
@@ -52,6 +61,8 @@ class CheckpointHandler:
         self.resume = str(resume)
         self.evaluator = evaluator
         self.stop_asked = threading.Event()
+        self._due = False
+        self._before: Any = None  # what SIGTERM did before
 
     def attach(self, trainer: BundleTrainer) -> None:
         """Register with the trainer; call after validation handlers, whose result is used."""
@@ -62,10 +73,11 @@ class CheckpointHandler:
 
     def _start(self, trainer: BundleTrainer) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self.stop_asked.set())
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self.stop_asked.set())
         path = self._to_resume()
         if path is not None:
             restore_state(trainer, load_checkpoint(path), name=path.name)
+            self._restore_best(path.parent / _BEST, epochs=trainer.state.epoch)
             logger.info("resumed from %s at iteration %d", path.name, trainer.state.iteration)
 
     def _to_resume(self) -> Path | None:
@@ -75,17 +87,23 @@ class CheckpointHandler:
 
     def _after_iteration(self, trainer: BundleTrainer) -> None:
         iteration = trainer.state.iteration
-        due = self.every > 0 and iteration % self.every == 0
-        if due or self.stop_asked.is_set():
+        self._due |= self.every > 0 and iteration % self.every == 0
+        if not trainer.between_updates:
+            return  # the gradient of a half accumulated step is not saved
+        if self._due or self.stop_asked.is_set():
+            self._due = False
             save_checkpoint(trainer_state(trainer), self.folder / f"checkpoint_step_{iteration}.pt")
             prune_checkpoints(self.folder, keep=self.keep)
         if self.stop_asked.is_set():
+            self._release_signal()
             raise InterruptedRun(f"stopped after iteration {iteration}; a checkpoint was written")
 
     def _after_epoch(self, trainer: BundleTrainer) -> None:
         epoch = trainer.state.epoch - 1
         if self.evaluator is not None and getattr(self.evaluator.state, "best_metric_epoch", None) == epoch + 1:
             save_checkpoint(trainer_state(trainer), self.folder / "checkpoint_best.pt")
+            best = {"metric": float(self.evaluator.state.best_metric), "epoch": epoch}  # type: ignore[attr-defined]
+            write_json(self.folder / _BEST, best)
         save_checkpoint(trainer_state(trainer), self.folder / f"checkpoint_epoch_{epoch}.pt")
         prune_checkpoints(self.folder, keep=self.keep)
 
@@ -93,6 +111,21 @@ class CheckpointHandler:
         save_checkpoint(trainer_state(trainer), self.folder / "checkpoint_final.pt")
         save_weights(trainer.average.module, self.weights_file)
         logger.info("weights written to %s", self.weights_file.name)
+        self._release_signal()
+
+    def _restore_best(self, path: Path, *, epochs: int) -> None:
+        """Tell the evaluator what it has to beat, or the first validation after a resume would count as the best."""
+        if self.evaluator is None or not path.is_file():
+            return
+        best = json.loads(path.read_text())
+        if best["epoch"] < epochs:  # a later one is of a branch that the user went back from
+            self.evaluator.state.best_metric = best["metric"]  # type: ignore[attr-defined]
+            self.evaluator.state.best_metric_epoch = best["epoch"] + 1  # type: ignore[attr-defined]
+
+    def _release_signal(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
 
 def save_weights(network: torch.nn.Module, path: Path) -> str:
@@ -127,14 +160,15 @@ def restore_state(trainer: BundleTrainer, saved: dict[str, Any], *, name: str) -
         then = saved["meta"].get(key)
         if then != now:
             raise BundleError(
-                f"checkpoint '{name}' was made with {key} {then}, this run has {now}",
-                hint=f"set {key} back, or use another output_dir",
+                f"checkpoint '{name}' was made with another {_KEYS.get(key, key)}: {then}, this run has {now}",
+                hint="set it back, or use another output_dir",
             )
     try:
         trainer.restorer.load_state_dict(saved["network"])
         trainer.average.module.load_state_dict(saved["ema"])
     except RuntimeError as error:
-        raise BundleError(f"checkpoint '{name}' is of other networks", hint="use the preset it was made with") from error
+        message = f"checkpoint '{name}' is of other networks"
+        raise BundleError(message, hint="use the preset it was made with") from error
     trainer.optimizer.load_state_dict(saved["optimizer"])
     trainer.loss_scaler.load_state_dict(saved["scaler"])
     trainer.state.iteration = saved["trainer"]["iteration"]
@@ -145,10 +179,10 @@ def _identity(trainer: BundleTrainer) -> dict[str, Any]:
     """Settings that must be the same for a resume to continue the same run."""
     return {
         "seed": trainer.seed,
-        "epoch_length": trainer.state.epoch_length,
         "batch_size": trainer.sampler.batch_size,
         "world_size": trainer.sampler.world_size,
         "accumulation_steps": trainer.accumulation_steps,
+        "epoch_length": trainer.state.epoch_length,  # last: it follows from the others
     }
 
 

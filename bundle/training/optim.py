@@ -37,10 +37,10 @@ def clip_by_group(optimizer: torch.optim.Optimizer, *, most: float) -> float:
     """Clip each group's gradient norm at `most`, apart, so that one part's spike does not slow the others.
 
     Returns:
-        The largest norm before clipping.
+        The largest norm before clipping; NaN when one is.
     """
-    norms = [nn.utils.clip_grad_norm_(group["params"], most) for group in optimizer.param_groups]
-    return max(float(norm) for norm in norms)
+    norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in optimizer.param_groups]
+    return math.nan if any(map(math.isnan, norms)) else max(norms)  # max alone would pass over a NaN
 
 
 class MovingAverage:

@@ -1,6 +1,7 @@
 """The trainer: MONAI's SupervisedTrainer with one step of ours, phases, and everything that a resume needs."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ class BundleTrainer(SupervisedTrainer):
         clip_norm: largest gradient norm of each parameter group.
         accumulation_steps: batches per optimizer step.
         num_workers: of the data loader.
-        max_skipped: non-finite steps in a row that stop the run.
+        max_skipped: non-finite optimizer steps in a row that stop the run.
         train_handlers: MONAI or Ignite handlers.
         inferer: calls the training step; MONAI's SimpleInferer.
         max_epochs: ends the run before the plan does; None runs the whole plan.
@@ -82,6 +83,7 @@ class BundleTrainer(SupervisedTrainer):
         self.clip_norm = clip_norm
         self.max_skipped = max_skipped
         self.skipped_steps = 0
+        self._finite = True  # so far in this optimizer step
         self.dataset = dataset
         self.sampler = ResumableBatchSampler(len(dataset), batch_size=batch_size)
         device = torch.device(device)
@@ -124,6 +126,11 @@ class BundleTrainer(SupervisedTrainer):
         """Phase of the current iteration."""
         return self.plan.at(self._epoch_of(self.state.iteration - 1))[0]
 
+    @property
+    def between_updates(self) -> bool:
+        """Whether no gradient waits for an optimizer step: only then is a checkpoint the whole state."""
+        return self._accumulation(self.state.iteration - 1)[1]
+
     def _epoch_of(self, iteration: int) -> int:
         """0-based epoch of a 0-based iteration; `state.epoch` is only right inside an epoch after a resume."""
         return max(iteration, 0) // cast(int, self.state.epoch_length)
@@ -137,18 +144,23 @@ class BundleTrainer(SupervisedTrainer):
         self.network.train()
         if first:
             self.optimizer.zero_grad(set_to_none=True)
+            self._finite = True
         losses = cast(dict[str, torch.Tensor], self.inferer(batch, self.network))
         total = losses["loss"]
-        finite = bool(torch.isfinite(total))
-        if finite:
+        self._finite = self._finite and bool(torch.isfinite(total))
+        if self._finite:
             self.loss_scaler.scale(total / self.accumulation_steps).backward()
-        norm = self._update() if last and finite else 0.0
-        self._count_skipped(finite)
+        norm = self._update() if last and self._finite else 0.0
+        if last:
+            self._count_skipped(self._finite)
         return {CommonKeys.LOSS: total.item(), "norm": norm, **{k: v.item() for k, v in losses.items()}}
 
     def _update(self) -> float:
         self.loss_scaler.unscale_(self.optimizer)
         norm = clip_by_group(self.optimizer, most=self.clip_norm)
+        if not self.loss_scaler.is_enabled() and not math.isfinite(norm):  # the scaler looks for itself
+            self._finite = False
+            return norm
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
         updates = (self.state.iteration - 1) // self.accumulation_steps
@@ -175,10 +187,10 @@ class BundleTrainer(SupervisedTrainer):
     def _count_skipped(self, finite: bool) -> None:
         self.skipped_steps = 0 if finite else self.skipped_steps + 1
         if not finite:
-            logger.warning("iteration %d: loss is not finite, step skipped", self.state.iteration)
+            logger.warning("iteration %d: loss or gradient is not finite, step skipped", self.state.iteration)
         if self.skipped_steps >= self.max_skipped:
             raise BundleError(
-                f"the loss was not finite in {self.skipped_steps} steps in a row, until iteration "
+                f"the loss or its gradient was not finite in {self.skipped_steps} steps in a row, until iteration "
                 f"{self.state.iteration}",
                 hint="use a smaller learning_rate or --mixed_precision off",
             )
