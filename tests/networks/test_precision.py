@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from bundle.networks import precision
+from bundle.networks.precision import MODES, Precision, resolve_precision
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Sets whether this CPU computes in bfloat16."""
+    return lambda able: monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: able)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Sets the compute capability of a GPU that need not be there."""
+    return lambda major: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, BF16), (False, None)])
+@pytest.mark.parametrize("mode", ["auto", True])
+def test_auto_on_a_cpu_is_bfloat16_where_the_cpu_has_it(cpu, mode, able, dtype):
+    cpu(able)
+    assert resolve_precision(mode, "cpu") == Precision("cpu", dtype)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("bf16", BF16), ("off", None), (False, None)])
+@pytest.mark.parametrize("able", [True, False])
+def test_what_is_asked_for_is_used_whatever_the_cpu_has(cpu, able, mode, dtype):
+    cpu(able)
+    assert resolve_precision(mode, torch.device("cpu")) == Precision("cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("mode", "major", "dtype"),
+    [
+        ("auto", 8, BF16),
+        ("auto", 9, BF16),
+        ("auto", 7, FP16),
+        (True, 7, FP16),
+        ("bf16", 7, BF16),
+        ("fp16", 9, FP16),
+        ("off", 9, None),
+        (False, 9, None),
+    ],
+)
+def test_formats_of_a_gpu(gpu, mode, major, dtype):
+    gpu(major)
+    assert resolve_precision(mode, "cuda:0") == Precision("cuda", dtype)
+
+
+def test_only_float16_needs_a_scaler():
+    assert [Precision("cuda", dtype).needs_scaler for dtype in (FP16, BF16, None)] == [True, False, False]
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="'fp16' needs a CUDA device"):
+        resolve_precision("fp16", "cpu")
+
+
+@pytest.mark.parametrize("mode", ["fp8", "", "BF16", "none"])
+def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
+    with pytest.raises(ValueError, match="mixed_precision must be one of") as caught:
+        resolve_precision(mode, "cpu")
+    assert all(known in str(caught.value) for known in MODES)
+
+
+def test_the_context_computes_in_the_format():
+    layer, x = torch.nn.Linear(2, 2), torch.rand(1, 2)
+    with resolve_precision("bf16", "cpu").autocast():
+        assert layer(x).dtype == BF16
+    with resolve_precision("off", "cpu").autocast():
+        assert layer(x).dtype == torch.float32
+
+
+def test_this_machine_resolves_auto_without_error():
+    assert resolve_precision("auto", "cpu").dtype in (BF16, None)

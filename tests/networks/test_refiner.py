@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from bundle.networks.refiner import Refiner
+
+
+def inputs(shape=(2, 1, 8, 12, 3), *, noise: float = 0.02, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(shape, generator=generator) * 2 - 1
+    restored = base + noise * torch.randn(shape, generator=generator)
+    return base, restored, torch.full((shape[0], 1, 1, 1, shape[4]), noise)
+
+
+@pytest.fixture
+def refiner(randomise):
+    return randomise(Refiner((4, 8, 8)), scale=0.05)
+
+
+def test_a_fresh_refiner_corrects_nothing():
+    assert Refiner((4, 8, 8)).eval()(*inputs()).abs().max() == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_slices_are_kept_and_one_is_enough(refiner, depth):
+    shape = (1, 1, 8, 12, depth)
+    assert refiner(*inputs(shape)).shape == shape
+
+
+def test_sizes_that_are_multiples_pass(refiner):
+    assert refiner.multiple == 4
+    assert refiner(*inputs((1, 1, 8, 20, 1))).shape == (1, 1, 8, 20, 1)
+
+
+def test_nothing_in_it_depends_on_the_window(refiner):
+    assert not [m for m in refiner.modules() if isinstance(m, (nn.InstanceNorm3d, nn.GroupNorm, nn.BatchNorm3d))]
+
+
+def test_samples_of_a_batch_do_not_meet(refiner):
+    base, restored, noise = inputs()
+    apart = [refiner(base[k : k + 1], restored[k : k + 1], noise[k : k + 1]) for k in range(2)]
+    torch.testing.assert_close(refiner(base, restored, noise), torch.cat(apart), atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_removed_counts_up_to_six_deviations(refiner):
+    """A metal streak of any height is the same to the refiner as one of six times the noise."""
+    _, restored, noise = inputs()
+    torch.testing.assert_close(
+        refiner(restored + 6 * noise, restored, noise), refiner(restored + 1000, restored, noise), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_its_correction_is_in_units_of_the_noise(refiner):
+    """All features but the noise's own logarithm given, the correction is in proportion to the noise."""
+    seen = []
+    hook = refiner.net.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    base, restored, noise = inputs()
+    correction = refiner(base, restored, noise)
+    hook.remove()
+    torch.testing.assert_close(correction, noise * seen[0])
+
+
+def test_gradient_reaches_every_weight(refiner):
+    refiner(*inputs()).square().sum().backward()
+    assert [name for name, p in refiner.named_parameters() if p.grad is None or not p.grad.any()] == []
