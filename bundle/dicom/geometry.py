@@ -136,7 +136,10 @@ def _check_steps(places: np.ndarray) -> None:
     if np.all(np.abs(multiples - np.round(multiples)) < 0.1):  # a regular grid with holes
         missing = int(np.round(multiples).sum()) - len(steps)
         odd = np.flatnonzero(np.round(multiples) > 1)
-        kind, advice = f"{missing} slices are missing (gap)", f"where the spacing is {smallest:.4g} mm"
+        kind, advice = (
+            f"{missing} missing slice{'s' if missing > 1 else ''} (gap)",
+            f"where the spacing is {smallest:.4g} mm",
+        )
     else:
         kind, advice = "spacing of slices is irregular", f"where {usual:.4g} mm is usual"
     shown = ", ".join(f"{steps[n]:.4g} mm at {places[n]:.2f}..{places[n + 1]:.2f} mm" for n in odd[:3])

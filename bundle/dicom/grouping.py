@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
 
+from bundle.dicom.checks import check_one_frame, check_one_patient, check_unique_instances, notes_on
 from bundle.dicom.elements import Unusable, text
 from bundle.dicom.geometry import (
     LIKELY_SAME_ORIENTATION,
@@ -22,13 +22,11 @@ from bundle.dicom.geometry import (
     plane,
     same_orientation,
     same_place,
-    tilt_degrees,
 )
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import pixel_layout
 from bundle.dicom.series import Series, content_digest, rescale, series_key, stored_values
 from bundle.dicom.sources import Sources
-from bundle.dicom.uids import is_valid_uid
 
 # Images of one place may be told apart by one of these, if it yields whole stacks of equal height.
 _PASS_FIELDS = (
@@ -133,7 +131,7 @@ class _Group:
         if not slices or any(not file.error.foreign for file in damaged):
             return  # one damaged slice makes the series unusable, and its refusal stands already
         try:
-            _check_one_patient(slices)
+            check_one_patient([image.header for image in slices])
         except Unusable as error:
             self._refuse(error, slices[0].source)
             return
@@ -152,7 +150,7 @@ class _Group:
         parts = _split(placed)
         for label, part in parts.items():
             try:
-                _check_one_matrix(part)
+                check_one_frame([p.image.header for p in part])
                 passes, notes = self._passes(_ordered(part))
             except Unusable as error:
                 self._refuse(error, part[0].image.source, label=label if len(parts) > 1 else "")
@@ -163,7 +161,7 @@ class _Group:
 
     def _add_stack(self, stack: list[_Placed], notes: list[str], label: str) -> None:
         try:
-            _check_unique_instances(stack)
+            check_unique_instances([p.image.header for p in stack])
             affine = grid_affine([p.plane for p in stack])
         except Unusable as error:
             self._refuse(error, stack[0].image.source, label=label)
@@ -178,7 +176,7 @@ class _Group:
                 affine=affine,
                 shape=(layout.columns, layout.rows, len(stack)),
                 frames=tuple(p.image.frame for p in stack),
-                notes=(*notes, *_notes(stack, affine)),
+                notes=(*notes, *notes_on(stack[0].image.header, affine)),
             )
         )
 
@@ -206,7 +204,7 @@ class _Group:
                     f"unlike slices share the same position (ImagePositionPatient, at {height:.2f} mm)",
                     hint="keep one of them",
                 )
-        return {"": kept}, [f"{len(stack) - len(kept)} duplicate slices were merged"]
+        return {"": kept}, [f"duplicate slices were merged: {len(stack) - len(kept)}"]
 
     def _equal(self, a: _Placed, b: _Placed) -> bool:
         if not np.allclose(a.plane.position, b.plane.position, atol=1e-3):
@@ -238,17 +236,6 @@ def _by_reason(file: Damaged) -> tuple[bool, str]:
     return file.error.foreign, file.error.message
 
 
-def _check_one_patient(slices: Sequence[Slice]) -> None:
-    first = slices[0].header
-    for image in slices[1:]:
-        # Names are compared only without IDs: one name has many spellings and character sets.
-        keyword = "PatientID" if text(first, "PatientID") or text(image.header, "PatientID") else "PatientName"
-        if text(first, keyword) != text(image.header, keyword):
-            raise Unusable("slices of more than one patient share one series", hint="separate the patients' files")
-        if text(first, "StudyInstanceUID") != text(image.header, "StudyInstanceUID"):
-            raise Unusable("slices of more than one study share one series")
-
-
 def _split(placed: Sequence[_Placed]) -> dict[str, list[_Placed]]:
     """Parts that can never be one volume: other orientation, kernel or tube voltage."""
     axes: list[Plane] = []
@@ -262,27 +249,6 @@ def _split(placed: Sequence[_Placed]) -> dict[str, list[_Placed]]:
         kernel, kvp = text(header, "ConvolutionKernel"), text(header, "KVP")
         parts[f"orientation {direction}, kernel {kernel or '-'}, KVP {kvp or '-'}"].append(item)
     return dict(sorted(parts.items()))
-
-
-def _check_one_matrix(part: Sequence[_Placed]) -> None:
-    first = part[0].image.header
-    for item in part[1:]:
-        header = item.image.header
-        for keyword in ("Rows", "Columns"):
-            if text(first, keyword) != text(header, keyword):
-                raise Unusable("matrix size (Rows, Columns) changes from slice to slice")
-    if frames_of_reference(p.image.header for p in part) > 1:
-        raise Unusable("FrameOfReferenceUID (frame of reference) changes inside the series")
-
-
-def frames_of_reference(headers: Iterable[Dataset]) -> int:
-    """Number of frames of reference of a series' slices.
-
-    A UID of its own for every slice is a de-identifier's doing (seen in LIDC-IDRI) and says nothing: it counts as
-    one frame, and the derived series gets a new UID.
-    """
-    values = [text(header, "FrameOfReferenceUID") for header in headers]
-    return 1 if len(set(values)) == len(values) else len(set(values))
 
 
 def _ordered(part: list[_Placed]) -> list[_Placed]:
@@ -303,24 +269,3 @@ def _ordered(part: list[_Placed]) -> list[_Placed]:
 
 def _shared_places(stack: Sequence[_Placed]) -> bool:
     return any(same_place(a.plane, b.plane) for a, b in itertools.pairwise(stack))
-
-
-def _check_unique_instances(stack: Sequence[_Placed]) -> None:
-    uids = [text(p.image.header, "SOPInstanceUID") for p in stack if p.image.frame is None]
-    valid = [uid for uid in uids if uid]
-    if len(set(valid)) < len(valid):
-        raise Unusable("SOPInstanceUID is shared by several slices")
-
-
-def _notes(stack: Sequence[_Placed], affine: np.ndarray) -> list[str]:
-    notes = []
-    tilt = tilt_degrees(affine)
-    if tilt > 0.1:
-        notes.append(f"gantry tilt of {tilt:.1f} degrees: the grid is sheared")
-    header = stack[0].image.header
-    if "PixelPaddingValue" in header:
-        notes.append("padding outside the field of view is kept as it is")
-    bad = [k for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if not is_valid_uid(text(header, k))]
-    if bad:
-        notes.append(f"UIDs are empty or invalid and will be replaced: {', '.join(bad)}")
-    return notes

@@ -78,6 +78,8 @@ def _checked_frames(stream: BinaryIO, dataset: FileDataset, position: int | None
     if position is not None and not text(dataset, "Modality") and not _at_pixels(stream, position):
         raise Unusable("file is truncated: it ends inside its header or lacks Modality")
     check_is_ct(dataset)
+    if position is not None and not _at_pixels(stream, position):
+        raise Unusable("pixel data are missing: the file is truncated or lacks PixelData")
     frames = integer(dataset, "NumberOfFrames") or 1
     size = check_matrix(dataset, frames=frames)
     if frames > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
@@ -186,7 +188,9 @@ def _read_deflated(stream: BinaryIO, dataset: FileDataset, *, pixels: bool) -> t
     plain = io.BytesIO(buffer.getvalue() + body)
     inflated = pydicom.dcmread(plain, stop_before_pixels=not pixels)
     if not pixels:
-        _check_pixels(plain, inflated, plain.tell(), size=0)
+        if not _at_pixels(plain, plain.tell()):
+            raise Unusable("pixel data are missing")
+        _check_pixels(plain, inflated, plain.tell() - 4, size=0)
     return inflated, None
 
 
@@ -196,8 +200,6 @@ def _check_pixels(stream: BinaryIO, dataset: FileDataset, position: int, *, size
     tag = stream.read(4)
     if tag in _FLOAT_TAGS:
         raise Unusable("pixels are FloatPixelData, not integer stored values")
-    if tag not in _PIXEL_TAGS:
-        raise Unusable("pixel data are missing: the file is truncated or lacks PixelData")
     syntax = text(dataset.file_meta, "TransferSyntaxUID")
     if is_valid_uid(syntax) and uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated:
         return

@@ -42,7 +42,7 @@ def test_a_tilted_gantry_gives_a_sheared_affine():
 @pytest.mark.parametrize(
     ("places", "words"),
     [
-        ([0, 1, 2, 4, 5], "1 slices are missing"),
+        ([0, 1, 2, 4, 5], "1 missing slice "),
         ([0, 1, 2, 3, 4.7], "irregular"),
         ([0, 1, 1, 2], "share one position"),
         ([0], "single slice"),

@@ -1,29 +1,13 @@
 import numpy as np
 from phantom_series import phantom_hu, write_phantom_series
-from pydicom.dataset import Dataset
 
-from bundle.dicom.grouping import frames_of_reference, group_name
+from bundle.dicom.grouping import group_name
 from bundle.dicom.index import find_series
-
-
-def headers(*values):
-    made = []
-    for value in values:
-        header = Dataset()
-        header.FrameOfReferenceUID = value
-        made.append(header)
-    return made
 
 
 def test_slices_without_uid_are_grouped_by_folder():
     assert group_name("a/1", "1.2") == group_name("b/1", "1.2")
     assert group_name("a/1", "") == group_name("a/2", "") != group_name("b/1", "")
-
-
-def test_frames_of_reference():
-    assert frames_of_reference(headers("1.2", "1.2", "1.2")) == 1
-    assert frames_of_reference(headers("1.2", "1.2", "1.3")) == 2
-    assert frames_of_reference(headers("1.1", "1.2", "1.3")) == 1  # one of its own each: says nothing
 
 
 def test_times_of_a_perfusion_study_are_told_apart(tmp_path):
