@@ -42,7 +42,7 @@ def test_reads_members(tmp_path):
             assert is_zip(stream)
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "C:\\out"])
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "D:\\out"])
 def test_refuses_entries_that_climb_out(tmp_path, name):
     with Sources() as sources, pytest.raises(BundleError, match="out of its folder"):
         sources.members(archive(tmp_path / "a.zip", **{name: b"x"}))
