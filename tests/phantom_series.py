@@ -110,7 +110,7 @@ def _slice(hu: np.ndarray, k: int, spacing: tuple[float, float, float], patient:
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "-1024", "1", "HU"
     ds.WindowCenter, ds.WindowWidth = "40", "400"
-    ds.PixelData = np.ascontiguousarray((hu.T + 1024).astype("<i2")).tobytes()
+    ds.PixelData = np.ascontiguousarray(((hu.T + 1024).astype(np.int64) & 0xFFFF).astype("<u2")).tobytes()
     ds["PixelData"].VR = "OW"
     return ds
 

@@ -8,6 +8,8 @@ from bundle.dicom.pixels import PixelLayout, padding_range, pixel_layout
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 
+_WORDS = 1 << 16
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedSlice:
@@ -31,7 +33,7 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
 
     Voxels equal to the source keep their stored value; others are rounded half to even on the source's rescale.
     The source's bits are kept where they hold every value, else widened to 16, else signed or unsigned as fits,
-    else the intercept is moved.
+    else the intercept is moved; last, padding gets a new value.
 
     Args:
         volume: the source.
@@ -45,16 +47,45 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     depth = volume.shape[2]
     # Twice through the slices, so that the wide integers of one slice only are held at a time.
     ranges = [_range(_stored(volume, restored_hu, k)) for k in range(depth)]
+    padding = [padding_range(header) for header in volume.headers]
+    floor = _padding_floor(volume, restored_hu, ranges)
+    if floor is not None:
+        ranges = [(floor, min(high, floor + _WORDS - 1)) for _, high in ranges]
+        padding = [None if old is None else (floor, None) for old in padding]
     layouts, offset = _layouts([pixel_layout(header) for header in volume.headers], ranges)
-    return [
-        EncodedSlice(
-            stored=(_stored(volume, restored_hu, k) - offset).T.astype(layouts[k].dtype),
-            layout=layouts[k],
-            intercept=float(volume.intercept[k] + volume.slope[k] * offset),
-            padding=_moved_padding(padding_range(volume.headers[k]), offset, layouts[k]),
+    encoded = []
+    for k in range(depth):
+        values = _stored(volume, restored_hu, k)
+        if floor is not None and volume.padding_mask is not None:
+            values[volume.padding_mask[:, :, k]] = floor
+        encoded.append(
+            EncodedSlice(
+                stored=(values - offset).T.astype(layouts[k].dtype),
+                layout=layouts[k],
+                intercept=float(volume.intercept[k] + volume.slope[k] * offset),
+                padding=_moved_padding(padding[k], offset, layouts[k]),
+            )
         )
-        for k in range(depth)
+    return encoded
+
+
+def _padding_floor(volume: Volume, restored_hu: np.ndarray, ranges: list[tuple[int, int]]) -> int | None:
+    """A stored value just below all tissue for padding, where 16 bits do not reach from tissue to the old one.
+
+    Seen where -2000 stands as 63536 in unsigned words: one voxel below the source's lowest HU, and the span
+    is more than a word. Padding is no HU, so it is what gives way. None where all fits as it is.
+    """
+    if max(high for _, high in ranges) - min(low for low, _ in ranges) < _WORDS or volume.padding_mask is None:
+        return None
+    tissue = [
+        _range(_stored(volume, restored_hu, k)[~mask])
+        for k in range(volume.shape[2])
+        if not (mask := volume.padding_mask[:, :, k]).all()
     ]
+    if not tissue:
+        return None
+    low, high = min(low for low, _ in tissue), max(high for _, high in tissue)
+    return low - 1 if high - low + 1 < _WORDS else None
 
 
 def _layouts(source: list[PixelLayout], ranges: list[tuple[int, int]]) -> tuple[list[PixelLayout], int]:

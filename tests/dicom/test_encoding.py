@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from phantom_series import write_phantom_series
+from phantom_series import phantom_hu, write_phantom_series
 
 from bundle.dicom.encoding import encode
 from bundle.dicom.index import read_volume
@@ -83,3 +83,17 @@ def test_untouched_values_are_the_source_s(small):
 def test_shapes_must_agree(small):
     with pytest.raises(ValueError, match="shape"):
         encode(small, small.array[:, :, :1])
+
+
+def test_padding_gives_way_where_a_word_cannot_reach_it(tmp_path):
+    hu = phantom_hu(slices=2, size=32)
+    hu[:3] = 63536 - 1024  # -2000 in unsigned words
+    tags = {"PixelRepresentation": 0, "PixelPaddingValue": 63536}
+    write_phantom_series(tmp_path / "in", hu=hu, **tags)
+    volume = read_volume(str(tmp_path / "in"))
+    restored = volume.array.copy()
+    restored[20, 20, 1] = -3000
+    write(volume, restored, tmp_path / "out")
+    back = read_volume(str(tmp_path / "out"))
+    np.testing.assert_array_equal(back.padding_mask, volume.padding_mask)
+    np.testing.assert_array_equal(back.array[3:], restored[3:])
