@@ -111,7 +111,7 @@ class ClinicalWindows:
             channel = x[:, index : index + 1]
             inside = channel.abs() < 1
             volume_hu = torch.where(inside, LinearWindow(*limits[index]).to_hu(channel), volume_hu)
-        return volume_hu
+        return torch.where(x.isnan().any(dim=1, keepdim=True), torch.nan, volume_hu)  # never bone out of nothing
 
     @staticmethod
     def _forward(volume_hu: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:

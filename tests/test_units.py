@@ -99,5 +99,11 @@ def test_clinical_windows_are_settled_voxel_by_voxel_in_any_order_of_windows():
     torch.testing.assert_close(ordered.to_hu(ordered.from_hu(hu)), shuffled.to_hu(shuffled.from_hu(hu)))
 
 
+@pytest.mark.parametrize("units", [LinearWindow(), ClinicalWindows()])
+def test_what_is_not_a_number_stays_so(units):
+    back = units.to_hu(units.from_hu(volume([float("nan"), 0.0]))).flatten()
+    assert back.isnan().tolist() == [True, False]
+
+
 def test_both_share_the_units_of_a_single_channel_output():
     assert ClinicalWindows().hu_per_unit == LinearWindow().hu_per_unit == 1000

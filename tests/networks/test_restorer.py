@@ -280,6 +280,7 @@ def test_gradient_reaches_all_parameters_of_the_trained_group(net, group):
             assert (parameter.grad is not None and bool(parameter.grad.any())) == (name == group)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes, which a trace fixes
 def test_forward_can_be_traced(net):
     example = image((1, 1, 16, 24, 2))
     traced = torch.jit.trace(net, (example, SPACING, levels(example)), check_trace=False)

@@ -71,6 +71,7 @@ class Harmful:
         return (open, ("harm", "w"))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
