@@ -1,10 +1,14 @@
 """Prepared cases without physics, and training workflows small enough for a test."""
 
 import hashlib
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import torch
+from ignite.engine import Events
 from monai.data import MetaTensor
 from phantom_series import phantom_hu, write_phantom_series
 
@@ -56,9 +60,7 @@ class CountingTransform:
             for kind, scale in (("quantum", 12.0), ("electronic", 2.0)):
                 # Noise that grows with the slice, so that a mixed-up order of slices shows.
                 noise = rng.normal(size=hu.shape) * scale * np.linspace(1, 3, hu.shape[2])
-                result[f"{kind}_{number}"] = MetaTensor(
-                    torch.from_numpy(noise.astype(np.float16))[None], affine=affine
-                )
+                result[f"{kind}_{number}"] = MetaTensor(torch.from_numpy(noise.astype(np.float16))[None], affine=affine)
         return result
 
 
@@ -90,19 +92,69 @@ def write_phantoms(folder: Path, *, patients=2) -> Path:
     return folder
 
 
-def make_workflow(dataset_dir, output_dir, **overrides):
+def make_workflow(dataset_dir, output_dir, *, cache=None, **overrides):
     """An initialised workflow of configs/train.yaml and its trainer."""
     from monai.bundle import ConfigWorkflow
 
+    folders = {"dataset_dir": dataset_dir, "output_dir": output_dir, "training_data#cache_dir": cache}
     workflow = ConfigWorkflow(
         config_file=str(ROOT / "configs" / "train.yaml"),
         meta_file=str(ROOT / "configs" / "metadata.json"),
         logging_file=False,
         run_id="training",
         workflow_type="train",
-        dataset_dir=str(dataset_dir),
-        output_dir=str(output_dir),
+        **{key: str(folder) for key, folder in folders.items() if folder is not None},
         **{**TINY, **overrides},
     )
     workflow.initialize()
     return workflow, workflow.parser.get_parsed_content("train#trainer")
+
+
+def train_in_child(log, kill, arguments):
+    """Train in a process of its own, note every loss, and die without warning when `kill` says so.
+
+    Args:
+        log: file to which a line is added for each iteration: its number and the loss, exactly.
+        kill: ('iteration' or 'epoch', iteration) after whose completion SIGKILL comes; None trains to the end.
+        arguments: of make_workflow.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    workflow, trainer = make_workflow(**arguments)
+
+    def note(engine):
+        with Path(log).open("a") as stream:
+            stream.write(f"{engine.state.iteration} {engine.state.output['loss'].hex()}\n")
+
+    def die(engine):
+        if engine.state.iteration == kill[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    if kill:
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED if kill[0] == "epoch" else Events.ITERATION_COMPLETED, die
+        )
+    workflow.run()
+
+
+def run_child(log, kill, **arguments):
+    """Exit code of train_in_child; forked, so that imports are paid for once."""
+    # CUDA's threads do not survive a fork; where there are any, a fresh interpreter it has to be.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    process = context.Process(target=train_in_child, args=(str(log), kill, arguments))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
+
+
+def equal(a, b):
+    """Whether two checkpoints, or parts of them, are the same to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b

@@ -52,7 +52,7 @@ class PatchDataset(Dataset):
         augment: bool = True,
     ) -> None:
         self.parts = [part for part in data if _fits(part, patch_size, num_slices)]
-        if not self.parts:
+        if data and not self.parts:
             raise BundleError(
                 f"no series is as large as a patch of {patch_size} x {patch_size} x {num_slices}",
                 hint="use a smaller patch_size or num_slices",
@@ -64,7 +64,7 @@ class PatchDataset(Dataset):
         self.augment = augment
         # Long series have more to teach, but not in proportion: neighbouring slices are alike.
         weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
-        self.weights = weights / weights.sum()
+        self.weights = weights / max(weights.sum(), 1.0)
 
     def __len__(self) -> int:
         return self.length
@@ -75,7 +75,8 @@ class PatchDataset(Dataset):
         rng = np.random.default_rng([self.seed, epoch, index])
         part = self.parts[rng.choice(len(self.parts), p=self.weights)]
         corner = self._corner(part, rng)
-        dose = sample_dose(rng, *self.degradation.dose_range, self.degradation.clean_fraction)
+        low, high = self.degradation.dose_range
+        dose = sample_dose(rng, low, high, self.degradation.clean_fraction)
         return self._cut(part.case, corner, dose, rng)
 
     def _corner(self, part: Part, rng: np.random.Generator) -> tuple[int, int, int]:
@@ -163,7 +164,7 @@ class _Turn:
         return cls((bool(draws[0]), bool(draws[1]), bool(draws[2])), bool(draws[3]))
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
-        volume = np.flip(volume, axis=[axis for axis in range(3) if self.flips[axis]])
+        volume = np.flip(volume, axis=tuple(axis for axis in range(3) if self.flips[axis]))
         return volume.swapaxes(0, 1) if self.transpose else volume
 
 

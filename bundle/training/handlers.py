@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import signal
 import threading
 from pathlib import Path
@@ -102,8 +101,8 @@ class CheckpointHandler:
         epoch = trainer.state.epoch - 1
         if self.evaluator is not None and getattr(self.evaluator.state, "best_metric_epoch", None) == epoch + 1:
             save_checkpoint(trainer_state(trainer), self.folder / "checkpoint_best.pt")
-            best = {"metric": float(self.evaluator.state.best_metric), "epoch": epoch}  # type: ignore[attr-defined]
-            write_json(self.folder / _BEST, best)
+            metric = float(self.evaluator.state.best_metric)  # type: ignore[attr-defined]
+            write_json(self.folder / _BEST, {"metric": metric if math.isfinite(metric) else None, "epoch": epoch})
         save_checkpoint(trainer_state(trainer), self.folder / f"checkpoint_epoch_{epoch}.pt")
         prune_checkpoints(self.folder, keep=self.keep)
 
@@ -118,7 +117,7 @@ class CheckpointHandler:
         if self.evaluator is None or not path.is_file():
             return
         best = json.loads(path.read_text())
-        if best["epoch"] < epochs:  # a later one is of a branch that the user went back from
+        if best["metric"] is not None and best["epoch"] < epochs:  # a later one is of a branch that the user went back from
             self.evaluator.state.best_metric = best["metric"]  # type: ignore[attr-defined]
             self.evaluator.state.best_metric_epoch = best["epoch"] + 1  # type: ignore[attr-defined]
 
@@ -212,12 +211,6 @@ class ProgressHandler:
     def _end_epoch(self, trainer: BundleTrainer) -> None:
         if self._progress is not None:
             self._progress.close()
-
-
-def limit_threads(threads: int) -> None:
-    """Use so many CPU threads; 0 leaves torch's choice. More than the cores there are slows everything."""
-    if threads > 0:
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
 
 
 def start_run(

@@ -15,7 +15,7 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW with one group per part of the networks, created once for all phases."""
     groups = [{"name": name, "params": parameters} for name, parameters in restorer.groups().items()]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)
 
 
 def schedule(step: int, *, steps: int, warmup: int, final: float) -> float:
@@ -60,5 +60,5 @@ class MovingAverage:
         weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
         for average, current in zip(self.module.parameters(), source.parameters(), strict=True):
             average.lerp_(current, weight)
-        for average, current in zip(self.module.buffers(), source.buffers(), strict=True):
-            average.copy_(current)
+        for kept, buffer in zip(self.module.buffers(), source.buffers(), strict=True):
+            kept.copy_(buffer)

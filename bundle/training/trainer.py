@@ -145,7 +145,7 @@ class BundleTrainer(SupervisedTrainer):
         if first:
             self.optimizer.zero_grad(set_to_none=True)
             self._finite = True
-        losses = cast(dict[str, torch.Tensor], self.inferer(batch, self.network))
+        losses = cast(dict[str, torch.Tensor], self.inferer(cast(Any, batch), self.network))
         total = losses["loss"]
         self._finite = self._finite and bool(torch.isfinite(total))
         if self._finite:

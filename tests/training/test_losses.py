@@ -1,0 +1,49 @@
+import math
+
+import pytest
+import torch
+
+from bundle.training.losses import LOSS_TERMS, SCALE_HU, charbonnier, kl_divergence
+
+
+@pytest.mark.parametrize("hu", [0.0, 1.0, -5.0, 12.0, 1000.0])
+def test_charbonnier_of_a_constant(hu):
+    expected = (math.sqrt(hu**2 + 25) - 5) / SCALE_HU
+    assert float(charbonnier(torch.full((2, 1, 4, 4, 2), hu))) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_charbonnier_is_quadratic_then_linear():
+    small, large = charbonnier(torch.tensor([0.01])), charbonnier(torch.tensor([1.0e4]))
+    assert float(small) == pytest.approx(0.01**2 / (2 * 5) / SCALE_HU, rel=0.05)
+    assert float(large) == pytest.approx(1.0e4 / SCALE_HU, rel=1e-3)
+
+
+def test_charbonnier_is_even_has_its_least_at_zero_and_a_bounded_slope():
+    x = torch.linspace(-3000, 3000, 101, requires_grad=True)
+    assert torch.equal(charbonnier(x), charbonnier(-x))
+    charbonnier(x).backward()
+    assert x.grad[50] == 0
+    assert (x.grad.abs() * len(x) <= 1 / SCALE_HU + 1e-9).all()
+
+
+def test_kl_is_zero_for_the_standard_normal_only():
+    zero, one = torch.zeros(2, 4, 3, 3, 2), torch.ones(2, 4, 3, 3, 2)
+    assert float(kl_divergence(zero, one)) == 0
+    for mean, std in ((zero + 0.1, one), (zero, one * 0.9), (zero, one * 1.1)):
+        assert float(kl_divergence(mean, std)) > 0
+
+
+@pytest.mark.parametrize("mean,std", [(0.5, 1.0), (-1.0, 0.25), (2.0, 3.0)])
+def test_kl_closed_form(mean, std):
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
+    )
+    assert float(kl_divergence(torch.full((5,), mean), torch.full((5,), std))) == pytest.approx(float(expected))
+
+
+def test_kl_is_finite_without_spread():
+    assert torch.isfinite(kl_divergence(torch.zeros(3), torch.zeros(3)))
+
+
+def test_terms_are_named_once():
+    assert len(set(LOSS_TERMS)) == len(LOSS_TERMS)

@@ -1,0 +1,359 @@
+import copy
+import math
+import signal
+import sys
+
+import pytest
+import torch
+from ignite.engine import Events
+from training_fixtures import ROOT, TINY, equal, make_workflow, prepare, run_child
+
+from bundle.configuration import guard
+from bundle.data.patches import PatchDataset
+from bundle.data.splits import Part
+from bundle.errors import BundleError, ExitCode, find_bundle_error
+from bundle.networks.precision import Precision
+from bundle.networks.presets import build_restorer
+from bundle.training.checkpoints import load_checkpoint
+from bundle.training.optim import MovingAverage, build_optimizer, schedule
+from bundle.training.phases import GROUPS, PhasePlan
+from bundle.training.step import TrainingStep
+from bundle.training.trainer import BundleTrainer
+
+LENGTH = TINY["steps_per_epoch"]
+EPOCHS = TINY["autoencoder_epochs"] + TINY["num_epochs"]
+PHASE_OF_EPOCH = ["autoencoder", "denoiser", "denoiser", "joint"]
+MULTIPLIERS = {
+    "autoencoder": {"vae_encoder": 0.1, "vae_decoder": 0.1},
+    "denoiser": {"unet": 1.0},
+    "joint": {"unet": 1.0, "vae_encoder": 0.1, "vae_decoder": 0.1, "refiner": 2.0},
+}
+
+
+# ---- the config, through MONAI ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(scans, cache, tmp_path_factory):
+    """A run through all phases, and what was seen on the way."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    workflow, trainer = make_workflow(scans, output, cache=cache)
+    seen = {"start": [], "end": [], "rates": [], "latent": [], "losses": []}
+
+    def weights():
+        return {group: [p.detach().clone() for p in ps] for group, ps in trainer.restorer.groups().items()}
+
+    def rates(engine):
+        seen["rates"].append({group["name"]: group["lr"] for group in engine.optimizer.param_groups})
+        seen["losses"].append(set(engine.state.output) - {"loss", "norm"})
+
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda _: seen["start"].append(weights()))
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: seen["latent"].append(bool(e.restorer.measured)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: seen["end"].append(weights()))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, rates)
+    workflow.run()
+    return {"output": output, "trainer": trainer, "workflow": workflow, **seen}
+
+
+def test_monai_finds_every_required_property(finished):
+    assert finished["workflow"].check_properties() == []
+
+
+def test_every_component_of_the_config_can_be_built(finished):
+    parser = finished["workflow"].parser
+    actions = {"initialize", "training"}
+    for key in parser.get():
+        if key not in actions:
+            parser.get_parsed_content(key)
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest(monkeypatch):
+    config = str(ROOT / "configs" / "train.yaml")
+    hook = sys.excepthook
+    monkeypatch.setattr(
+        sys, "argv", ["monai/bundle/__main__.py", "run", "training", "--config_file", config, "--batch_sise", "3"]
+    )
+    with pytest.raises(BundleError, match=r"unknown option --batch_sise \(did you mean --batch_size\?\)"):
+        guard(ROOT)
+    sys.excepthook = hook
+
+
+@pytest.mark.parametrize("missing", ["dataset_dir", "output_dir"])
+def test_what_is_required_is_named(scans, tmp_path, missing):
+    given = {"dataset_dir": scans, "output_dir": tmp_path, missing: None}
+    with pytest.raises(Exception) as caught:  # noqa: B017 MONAI wraps ours
+        make_workflow(**given)[0].run()
+    assert f"{missing} is required: name it with --{missing}" in str(find_bundle_error(caught.value))
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"num_epochs": 1, "phase1_epochs": 2}, "phase 'joint': epochs must be 0 or more, not -1"),
+        ({"patch_size": 256}, "no series is as large as a patch of 256 x 256 x 4"),
+        ({"num_slices": 13}, "13"),
+        ({"preset": "tinny"}, "preset 'tinny' is unknown"),
+        ({"validation_folders": ["nobody"]}, "validation folder 'nobody' holds no usable case"),
+        ({"weights_file": "missing.pt"}, "weights_file 'missing.pt' does not exist"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(scans, cache, tmp_path, settings, message):
+    with pytest.raises(Exception) as caught:  # noqa: B017
+        make_workflow(scans, tmp_path / "run", cache=cache, **settings)[0].run()
+    error = find_bundle_error(caught.value)
+    assert error is not None and error.exit_code == ExitCode.USER
+    assert message in str(error) and "\n" not in str(error)
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+# ---- phases -----------------------------------------------------------------------------------------------
+
+
+def test_each_phase_moves_what_it_trains_and_nothing_else(finished):
+    assert len(finished["end"]) == EPOCHS
+    for epoch, phase in enumerate(PHASE_OF_EPOCH):
+        before, after = finished["start"][epoch], finished["end"][epoch]
+        for group in GROUPS:
+            same = [torch.equal(a, b) for a, b in zip(before[group], after[group], strict=True)]
+            if group in MULTIPLIERS[phase]:
+                assert not any(same), f"epoch {epoch}, {group}: {sum(same)} parameters stood still"
+            else:
+                assert all(same), f"epoch {epoch}, {group}: frozen parameters moved"
+
+
+def test_between_epochs_nothing_moves(finished):
+    for epoch in range(1, EPOCHS):
+        assert equal(finished["end"][epoch - 1], finished["start"][epoch])
+
+
+def test_learning_rate_of_each_group_in_each_iteration(finished):
+    assert len(finished["rates"]) == EPOCHS * LENGTH
+    epochs = {"autoencoder": (0, 1), "denoiser": (1, 2), "joint": (3, 1)}
+    for iteration, rates in enumerate(finished["rates"]):
+        phase = PHASE_OF_EPOCH[iteration // LENGTH]
+        first, number = epochs[phase]
+        factor = schedule(iteration - first * LENGTH, steps=number * LENGTH, warmup=2, final=0.03)
+        for group in GROUPS:
+            expected = TINY["learning_rate"] * MULTIPLIERS[phase].get(group, 0) * factor
+            assert rates[group] == pytest.approx(expected, rel=1e-12)
+
+
+def test_losses_of_each_phase(finished):
+    terms = {
+        "autoencoder": {"reconstruction", "kl"},
+        "denoiser": {"unrefined"},
+        "joint": {"unrefined", "refined", "reconstruction"},
+    }
+    assert finished["losses"] == [terms[PHASE_OF_EPOCH[i // LENGTH]] for i in range(EPOCHS * LENGTH)]
+
+
+def test_latents_are_measured_once_after_stage_0(finished):
+    assert finished["latent"] == [False, True, True, True]
+
+
+def test_a_skipped_stage_0_leaves_the_autoencoder_lossless(scans, cache, tmp_path):
+    workflow, trainer = make_workflow(
+        scans, tmp_path, cache=cache, autoencoder_epochs=0, phase1_epochs=1, num_epochs=1, val_interval=9
+    )
+    start = copy.deepcopy(trainer.restorer.autoencoder.net.state_dict())
+    workflow.run()
+    assert trainer.state.iteration == LENGTH and bool(trainer.restorer.measured)
+    assert equal(start, trainer.restorer.autoencoder.net.state_dict())
+
+
+def test_what_a_run_leaves(finished):
+    output = finished["output"]
+    kept = {path.name for path in (output / "checkpoints").glob("*.pt")}
+    assert kept == {"checkpoint_best.pt", "checkpoint_final.pt", *(f"checkpoint_epoch_{n}.pt" for n in (1, 2, 3))}
+    assert all((output / "checkpoints" / f"{name}.sha256").is_file() for name in kept)
+    assert list((output / "tensorboard").iterdir()) and (output / "data.json").is_file()
+    weights = torch.load(output / "model.pt", weights_only=True)
+    fresh = build_restorer("tiny")
+    fresh.load_state_dict(weights)
+    assert equal(dict(fresh.state_dict()), load_checkpoint(output / "checkpoints" / "checkpoint_final.pt")["ema"])
+
+
+def test_validation_ran_through_the_sampler(finished):
+    evaluator = finished["workflow"].parser.get_parsed_content("validate#evaluator")
+    assert all(math.isfinite(value) for value in evaluator.state.metrics.values())
+    assert evaluator.network is finished["trainer"].average.module
+
+
+# ---- resume -----------------------------------------------------------------------------------------------
+
+# Inside an epoch, at its end after and before its checkpoint, at the ends of phases.
+KILLS = [("iteration", 3), ("epoch", 4), ("iteration", 7), ("iteration", 8), ("iteration", 12), ("iteration", 14)]
+
+
+def losses(log):
+    """Loss of each iteration; an iteration that was run twice has to give the same one twice."""
+    found = {}
+    for line in log.read_text().splitlines():
+        iteration, loss = line.split()
+        assert found.setdefault(int(iteration), loss) == loss, f"iteration {iteration} was not repeated exactly"
+    return found
+
+
+@pytest.mark.parametrize("workers,accumulation,kills", [(0, 1, KILLS), (0, 2, KILLS[1:4]), (2, 2, KILLS[2:5:2])])
+def test_killed_again_and_again_the_result_is_the_same_to_the_bit(
+    scans, cache, tmp_path, workers, accumulation, kills
+):
+    settings = {
+        "dataset_dir": scans,
+        "cache": cache,
+        "num_workers": workers,
+        "gradient_accumulation_steps": accumulation,
+        "checkpoint_every": 3,
+        "val_interval": 100,
+    }
+    assert run_child(tmp_path / "whole.log", None, output_dir=tmp_path / "whole", **settings) == 0
+    for kill in kills:
+        code = run_child(tmp_path / "killed.log", kill, output_dir=tmp_path / "killed", **settings)
+        assert code == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    assert run_child(tmp_path / "killed.log", None, output_dir=tmp_path / "killed", **settings) == 0
+
+    whole, killed = losses(tmp_path / "whole.log"), losses(tmp_path / "killed.log")
+    assert sorted(whole) == list(range(1, EPOCHS * LENGTH + 1))
+    assert killed == whole
+    assert len((tmp_path / "killed.log").read_text().splitlines()) > len(whole)  # something was lost and repeated
+    final = [load_checkpoint(tmp_path / run / "checkpoints" / "checkpoint_final.pt") for run in ("whole", "killed")]
+    assert equal(*final)
+    assert equal(*(torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed")))
+
+
+# ---- the trainer alone ------------------------------------------------------------------------------------
+
+
+class Poisoned(PatchDataset):
+    """Items whose image is NaN, by (epoch, index)."""
+
+    poison = frozenset()
+
+    def __getitem__(self, position):
+        item = super().__getitem__(position)
+        if position in self.poison:
+            item["image"][:] = math.nan
+        return item
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory):
+    return Part.whole(prepare(tmp_path_factory.mktemp("cases"), size=32, slices=8)[0])
+
+
+def make_trainer(part, *, length=8, poison=(), epochs=1, **settings):
+    torch.manual_seed(0)
+    restorer = build_restorer("tiny")
+    step = TrainingStep(restorer, precision=Precision("cpu", None))
+    data = Poisoned([part], patch_size=16, num_slices=2, length=length, seed=0)
+    data.poison = frozenset(poison)
+    phase = {"name": "p", "epochs": epochs, "multipliers": {"unet": 1.0}, "losses": {"unrefined": 1.0}}
+    trainer = BundleTrainer(
+        step,
+        average=MovingAverage(restorer, decay=0.9),
+        optimizer=build_optimizer(restorer, learning_rate=1.0e-3),
+        plan=PhasePlan([phase]),
+        dataset=data,
+        batch_size=1,
+        device="cpu",
+        seed=0,
+        learning_rate=1.0e-3,
+        **settings,
+    )
+    moved = []
+    last = copy.deepcopy(restorer.denoiser.state_dict())
+
+    def note(_):
+        nonlocal last
+        now = copy.deepcopy(restorer.denoiser.state_dict())
+        moved.append(not equal(dict(last), dict(now)))
+        last = now
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    return trainer, moved
+
+
+def test_a_step_without_a_finite_loss_is_skipped(part):
+    trainer, moved = make_trainer(part, poison={(0, 2), (0, 5)})
+    trainer.run()
+    assert moved == [True, True, False, True, True, False, True, True]
+    assert all(torch.isfinite(p).all() for p in trainer.average.module.parameters())
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_an_accumulated_step_is_skipped_whole(part, index):
+    """Whether the first or the last of its batches is bad; half of a step would have half of its size."""
+    trainer, moved = make_trainer(part, poison={(0, index)}, accumulation_steps=2)
+    trainer.run()
+    assert moved == [False, True, False, False, False, True, False, True]
+
+
+def test_accumulation_ends_with_the_epoch(part):
+    trainer, moved = make_trainer(part, length=5, accumulation_steps=2, epochs=2)
+    trainer.run()
+    assert moved == [False, True, False, True, True] * 2
+
+
+def test_accumulated_batches_are_one_large_batch(part):
+    """Gradients of mean losses, apart from the noise, which depends on the iteration: compared with drawn ones."""
+    trainer, _ = make_trainer(part, length=2, accumulation_steps=2)
+    found = {}
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2),
+        lambda e: found.update({n: p.grad.clone() for n, p in e.restorer.denoiser.named_parameters()}),
+    )
+    parts = []
+    trainer.clip_norm = math.inf
+
+    def forward(step, inputs, output):
+        parts.append(torch.autograd.grad(output["loss"], list(step.restorer.denoiser.parameters()), retain_graph=True))
+
+    trainer.step.register_forward_hook(forward)
+    trainer.run()
+    assert len(parts) == 2
+    for gradient, *each in zip(found.values(), *parts, strict=True):
+        assert torch.allclose(gradient, sum(each) / 2, rtol=1e-4, atol=1e-8)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(part):
+    """A finite loss with an infinite gradient would turn every weight into NaN."""
+    trainer, moved = make_trainer(part)
+    parameter = next(iter(trainer.restorer.denoiser.parameters()))
+    parameter.register_hook(lambda grad: grad * math.inf if trainer.state.iteration in (3, 6) else grad)
+    trainer.run()
+    assert moved == [True, True, False, True, True, False, True, True]
+    assert all(torch.isfinite(p).all() for p in trainer.restorer.parameters())
+
+
+def test_nothing_but_bad_steps_ends_the_run(part):
+    trainer, moved = make_trainer(part, poison={(0, index) for index in range(2, 8)}, max_skipped=3)
+    with pytest.raises(BundleError, match=r"not finite in 3 steps in a row, until iteration 5 .*learning_rate"):
+        trainer.run()
+    assert moved == [True, True, False, False]
+
+
+def test_bad_steps_apart_do_not_end_the_run(part):
+    trainer, _ = make_trainer(part, poison={(0, 1), (0, 2), (0, 4), (0, 5)}, max_skipped=3)
+    trainer.run()
+    assert trainer.state.iteration == 8
+
+
+def test_noise_of_an_iteration_does_not_depend_on_what_came_before(part):
+    drawn = []
+    for waste in (0, 3):
+        trainer, _ = make_trainer(part, length=2)
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda _, waste=waste: torch.randn(waste))
+        losses_of_run = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda e, seen=losses_of_run: seen.append(e.state.output["loss"])
+        )
+        trainer.run()
+        drawn.append(losses_of_run)
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 2
+
+
+def test_max_epochs_ends_before_the_plan(part):
+    trainer, _ = make_trainer(part, length=2, epochs=5, max_epochs=2)
+    trainer.run()
+    assert trainer.state.iteration == 4
