@@ -1,6 +1,7 @@
-"""Which number format a device computes in: float32, bfloat16, or float16 with a loss scaler."""
+"""How a device computes: its number format (float32, bfloat16, float16 with a loss scaler) and its threads."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -60,3 +61,9 @@ def _cpu_has_bfloat16() -> bool:
     """Without these instructions bfloat16 convolutions run slower than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def limit_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 leaves torch's choice. More than the cores there are slows everything."""
+    if threads > 0:
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))

@@ -1,0 +1,154 @@
+"""The inference workflow on real DICOM files: geometry, HU, resume, bad series, interruption."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from phantom_series import write_phantom_series
+
+import bundle
+from bundle.configuration import exit_code
+from bundle.dicom.index import find_series, read_volume
+from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
+from bundle.networks.presets import build_restorer
+from bundle.training.handlers import save_weights
+
+ROOT = Path(bundle.__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    restorer = build_restorer("tiny")
+    with torch.no_grad():
+        for parameter in restorer.refiner.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    save_weights(restorer, path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, weights):
+    def start(dataset_dir, **options):
+        workflow = ConfigWorkflow(
+            config_file=str(ROOT / "configs" / "inference.yaml"),
+            meta_file=str(ROOT / "configs" / "metadata.json"),
+            logging_file=None,
+            workflow_type="infer",
+            run_id="inference",
+            dataset_dir=str(dataset_dir),
+            weights_file=str(weights),
+            **{
+                "output_dir": str(tmp_path / "out"),
+                "preset": "tiny",
+                "mixed_precision": "off",
+                "device": "cpu",
+                **options,
+            },
+        )
+        workflow.initialize()
+        workflow.run()
+        return workflow
+
+    return start
+
+
+def restored(out):
+    folder = next(out.glob("*/dicom"))
+    return read_volume(sorted(str(path) for path in folder.iterdir()))
+
+
+def test_a_derived_series_with_the_inputs_geometry_and_exact_untouched_hu(tmp_path, run):
+    hu = write_phantom_series(tmp_path / "in", slices=7)
+    run(tmp_path / "in")
+    source = find_series(tmp_path / "in").series[0].load()
+    result = restored(tmp_path / "out")
+    assert np.allclose(result.affine, source.affine, atol=1e-9)
+    changed = result.array != hu
+    assert 0.2 < changed.mean() < 0.9
+    assert not changed[0, -1].any() and not changed[-1, 0].any(), "air in the corners"
+    assert exit_code() == ExitCode.DONE
+    assert len(list((tmp_path / "out").glob(".*"))) == 0, "nothing temporary is left"
+
+
+@pytest.mark.parametrize("spacing_mm", [[-1.0, -1.0, -1.0], [1.6, 1.6, 5.0]])
+def test_strength_zero_returns_stored_values_on_any_network_grid(tmp_path, run, spacing_mm):
+    hu = write_phantom_series(tmp_path / "in", slices=6)
+    run(tmp_path / "in", strength=0.0, spacing_mm=spacing_mm)
+    assert np.array_equal(restored(tmp_path / "out").array, hu)
+
+
+def test_resampling_for_the_network_keeps_the_inputs_grid(tmp_path, run):
+    hu = write_phantom_series(tmp_path / "in", slices=6)
+    run(tmp_path / "in", spacing_mm=[1.6, 1.6, 5.0])
+    result = restored(tmp_path / "out").array
+    assert result.shape == hu.shape
+    # Only the difference was resampled: the input's own noise and edges are still there.
+    assert np.abs(result - hu).std() < hu[20:40, 20:40].std()
+
+
+def test_a_second_run_skips_and_other_settings_do_not(tmp_path, run):
+    write_phantom_series(tmp_path / "in", slices=4)
+    run(tmp_path / "in")
+    first = next((tmp_path / "out").glob("*/dicom"))
+    before = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    run(tmp_path / "in")
+    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert next(iter(summary["series"].values()))["uid_mapping"], "what the first run knew is kept"
+    run(tmp_path / "in", strength=0.5)
+    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} != before
+
+
+def test_a_bad_series_is_named_and_the_rest_goes_on(tmp_path, run):
+    write_phantom_series(tmp_path / "in" / "good", slices=4)
+    write_phantom_series(tmp_path / "in" / "gap", slices=8, drop=(3,), patient="phantom-2", seed=1)
+    run(tmp_path / "in")
+    assert exit_code() == ExitCode.PARTIAL
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["series"]) == 1 and len(summary["refused"]) == 1
+    run(tmp_path / "in", tolerate_bad_series=True)
+    assert exit_code() == ExitCode.DONE
+
+
+def test_no_identifier_outside_the_private_summary(tmp_path, run, caplog, capsys):
+    write_phantom_series(tmp_path / "DOE_JANE", slices=4, patient="SECRET-42")
+    run(tmp_path / "DOE_JANE")
+    series = next((tmp_path / "out").glob("*/summary.json")).read_text()
+    said = series + caplog.text + "".join(capsys.readouterr())
+    assert "SECRET-42" not in said and "DOE_JANE" not in series and "2.25." not in series
+
+
+def test_interrupted_between_series(tmp_path, run, monkeypatch):
+    from bundle.restoration import evaluator
+
+    write_phantom_series(tmp_path / "in" / "a", slices=4)
+    write_phantom_series(tmp_path / "in" / "b", slices=4, patient="phantom-2", seed=1)
+    process = evaluator.RestorationEvaluator.process
+
+    def stop_after_one(self, case, data):
+        process(self, case, data)
+        self.stop_asked.set()
+
+    monkeypatch.setattr(evaluator.RestorationEvaluator, "process", stop_after_one)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in")
+    assert isinstance(find_bundle_error(raised.value), InterruptedRun)
+    assert len(list((tmp_path / "out").glob("*/dicom"))) == 1
+    monkeypatch.undo()
+    run(tmp_path / "in")
+    assert len(list((tmp_path / "out").glob("*/dicom"))) == 2
+
+
+def test_same_inputs_give_the_same_pixels_and_uids(tmp_path, run):
+    write_phantom_series(tmp_path / "in", slices=4)
+    results = []
+    for folder in ("first", "second"):
+        run(tmp_path / "in", output_dir=str(tmp_path / folder))
+        volume = restored(tmp_path / folder)
+        results.append((volume.stored.tobytes(), [header.SOPInstanceUID for header in volume.headers]))
+    assert results[0] == results[1]
