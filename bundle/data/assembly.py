@@ -58,7 +58,9 @@ class TrainingData:
 
     @cached_property
     def split(self) -> Split:
-        """Both sides; prepares the cases."""
+        """Both sides; prepares the cases. Both are empty as long as no folder is named (a config that is only read)."""
+        if self.dataset_dir is None:
+            return Split((), (), "")
         source = find_cases(self.dataset_dir, max_samples=self.max_samples)
         prepared, self.skipped = prepare_cases(
             source.cases,

@@ -79,7 +79,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self.stop_asked.set())
-        self._progress = Progress(self.verb, total=len(self.data_loader), unit="series")  # type: ignore[arg-type]
+        self._progress = Progress(self.verb, total=len(self.data_loader), unit="volume")  # type: ignore[arg-type]
         try:
             super().run(global_epoch)
         finally:

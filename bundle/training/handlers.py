@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import threading
 from pathlib import Path
@@ -117,7 +118,8 @@ class CheckpointHandler:
         if self.evaluator is None or not path.is_file():
             return
         best = json.loads(path.read_text())
-        if best["metric"] is not None and best["epoch"] < epochs:  # a later one is of a branch that the user went back from
+        # A later one is of a branch that the user went back from.
+        if best["metric"] is not None and best["epoch"] < epochs:
             self.evaluator.state.best_metric = best["metric"]  # type: ignore[attr-defined]
             self.evaluator.state.best_metric_epoch = best["epoch"] + 1  # type: ignore[attr-defined]
 
@@ -183,6 +185,28 @@ def _identity(trainer: BundleTrainer) -> dict[str, Any]:
         "accumulation_steps": trainer.accumulation_steps,
         "epoch_length": trainer.state.epoch_length,  # last: it follows from the others
     }
+
+
+class TensorBoardLog:
+    """MONAI's TensorBoardStatsHandler, made when the engine starts: a config that is only read writes nothing.
+
+    Args:
+        log_dir: where the event files go.
+        **options: of TensorBoardStatsHandler.
+    """
+
+    def __init__(self, log_dir: str | Path, **options: Any) -> None:
+        self.log_dir = str(log_dir)
+        self.options = options
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer or the evaluator."""
+        engine.add_event_handler(Events.STARTED(once=1), self._start)
+
+    def _start(self, engine: Engine) -> None:
+        from monai.handlers import TensorBoardStatsHandler
+
+        TensorBoardStatsHandler(log_dir=self.log_dir, **self.options).attach(engine)
 
 
 class ProgressHandler:

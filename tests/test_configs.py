@@ -1,0 +1,67 @@
+"""The configs as MONAI and its users see them: properties, loading from elsewhere, shape check, twins."""
+
+import shutil
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from bundle.configuration import bundle_root
+from bundle.networks.presets import build_restorer
+from bundle.networks.restorer import Restorer
+from bundle.training.handlers import save_weights
+
+ROOT = Path(bundle_root())
+WORKFLOWS = {"train": ("train", "training"), "inference": ("infer", "inference"), "evaluate": ("infer", "evaluation")}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    save_weights(build_restorer("small"), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_monais_properties_are_all_there_and_reading_a_config_writes_nothing(
+    name, suffix, weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kind, run_id = WORKFLOWS[name]
+    overrides = {} if name == "train" else {"weights_file": str(weights)}
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / f"{name}.{suffix}"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        run_id=run_id,
+        **overrides,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_from_another_directory_gives_the_network_with_its_weights(weights, tmp_path, monkeypatch):
+    copy = tmp_path / "bundles" / "ct_enhancement"
+    shutil.copytree(ROOT / "configs", copy / "configs")
+    (copy / "models").mkdir()
+    shutil.copy(weights, copy / "models" / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    network = monai.bundle.load("ct_enhancement", bundle_dir=str(tmp_path / "bundles"), source="github")
+    assert isinstance(network, Restorer)
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_networks_input_and_output_are_as_the_metadata_say(name):
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        config_file=str(ROOT / "configs" / f"{name}.json"),
+    )
