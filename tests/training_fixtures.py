@@ -92,8 +92,8 @@ def write_phantoms(folder: Path, *, patients=2) -> Path:
     return folder
 
 
-def make_workflow(dataset_dir, output_dir, *, cache=None, **overrides):
-    """An initialised workflow of configs/train.yaml and its trainer."""
+def make_workflow(dataset_dir, output_dir, *, cache=None, start=0, **overrides):
+    """An initialised workflow of configs/train.yaml and its trainer; `start` is torch's seed before it is built."""
     from monai.bundle import ConfigWorkflow
 
     folders = {"dataset_dir": dataset_dir, "output_dir": output_dir, "training_data#cache_dir": cache}
@@ -106,6 +106,7 @@ def make_workflow(dataset_dir, output_dir, *, cache=None, **overrides):
         **{key: str(folder) for key, folder in folders.items() if folder is not None},
         **{**TINY, **overrides},
     )
+    torch.manual_seed(start)
     workflow.initialize()
     return workflow, workflow.parser.get_parsed_content("train#trainer")
 
@@ -132,9 +133,7 @@ def train_in_child(log, kill, arguments):
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
     if kill:
-        trainer.add_event_handler(
-            Events.EPOCH_COMPLETED if kill[0] == "epoch" else Events.ITERATION_COMPLETED, die
-        )
+        trainer.add_event_handler(Events.EPOCH_COMPLETED if kill[0] == "epoch" else Events.ITERATION_COMPLETED, die)
     workflow.run()
 
 

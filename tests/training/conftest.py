@@ -6,7 +6,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helper modules of the tests
 
-from training_fixtures import write_phantoms  # noqa: E402
+from training_fixtures import write_phantoms
 
 
 @pytest.fixture(scope="session")

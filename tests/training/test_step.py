@@ -66,7 +66,7 @@ def gradients(restorer, batch, phase, precision=FLOAT32):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_terms_of_each_phase(trained, batch, phase):
-    losses, step = gradients(trained, batch, phase)
+    losses, _ = gradients(trained, batch, phase)
     assert losses.keys() == TERMS[phase] | {"loss"}
     assert all(torch.isfinite(term) and term.ndim == 0 for term in losses.values())
     weights = PHASES[phase].losses
