@@ -35,7 +35,8 @@ TRAINING = {
 
 def run(title: str, *command: str) -> None:
     """Run a step, its output shown, and stop the demo when it fails."""
-    print(f"\n== {title}\n$ {' '.join(Path(part).name if part.startswith('/') else part for part in command)}", flush=True)
+    shown = " ".join(part.replace(f"{ROOT}/", "") for part in command)
+    print(f"\n== {title}\n$ {shown}", flush=True)
     started = time.monotonic()
     finished = subprocess.run(command, cwd=ROOT, check=False)
     if finished.returncode != 0:

@@ -71,7 +71,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
 
-    def run(self, global_epoch: int = 1) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Evaluate all series; write and print the tables.
 
         Raises:

@@ -36,9 +36,7 @@ class Row:
     values: Mapping[str, float]
 
 
-def write_tables(
-    folder: Path, rows: Sequence[Row], *, header: Mapping[str, Any], failed: Mapping[str, str]
-) -> str:
+def write_tables(folder: Path, rows: Sequence[Row], *, header: Mapping[str, Any], failed: Mapping[str, str]) -> str:
     """Write metrics.json and metrics.csv into `folder` and return the table for the screen (80 columns)."""
     means = mean_rows(rows)
     content = {

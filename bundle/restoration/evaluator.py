@@ -71,7 +71,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         """Count a series that could not be read or worked on."""
         raise NotImplementedError
 
-    def run(self, global_epoch: int = 1) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Go through all series.
 
         Raises:
@@ -142,7 +142,7 @@ class RestorationEvaluator(SeriesEvaluator):
         self.output = output
         self.refused = list(refused)
 
-    def run(self, global_epoch: int = 1) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Restore all series and write the run's summary, also when interrupted."""
         self.output.require_folder()
         try:
