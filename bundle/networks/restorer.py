@@ -187,14 +187,18 @@ class Restorer(nn.Module):
             clean: HU (N, 1, H, W, D).
             noise_level: HU (N, D).
         """
-        clean_raw = self.autoencoder.distribution(self.units.from_hu(clean))[0]
-        degraded_raw = self.autoencoder.distribution(self.units.from_hu(degraded))[0]
+        clean_raw, degraded_raw = self._raw_latents(clean), self._raw_latents(degraded)
         self.autoencoder.measure(clean_raw)
         self.noise_reference_hu.copy_(noise_level.log().mean().exp())
         relative = (noise_level / self.noise_reference_hu).clamp(*_RELATIVE_NOISE)[:, None, None, None, :]
         residual = (degraded_raw - clean_raw) / self.autoencoder.latent_std[:, None, None, None] / relative
         self.latent_spread.copy_(residual.transpose(0, 1).flatten(1).std(1).clamp_min(1.0e-4))
         self.measured.fill_(True)
+
+    def _raw_latents(self, volume_hu: torch.Tensor) -> torch.Tensor:
+        # A few at a time: memory for one training batch has to be enough.
+        parts = self.units.from_hu(volume_hu).split(2)
+        return torch.cat([self.autoencoder.distribution(part)[0] for part in parts])
 
     def _restore(
         self,
