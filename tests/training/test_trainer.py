@@ -106,7 +106,6 @@ def test_settings_that_cannot_work_are_one_line(scans, cache, tmp_path, settings
     assert not (tmp_path / "run" / "model.pt").exists()
 
 
-@pytest.mark.xfail(reason="nothing seeds torch before configs/train.yaml builds network_def", strict=False)
 def test_the_seed_decides_the_starting_weights(scans, cache, tmp_path):
     """Else two runs of one seed differ, and so does a run that was killed before its first checkpoint."""
     first, again = (
