@@ -88,6 +88,18 @@ def require_keys(**values: Any) -> bool:
     return True
 
 
+def flag(value: Any) -> bool:
+    """Read a switch: fire keeps `false` and `true` in lower case as text, and any text would count as true.
+
+    Raises:
+        BundleError: when it is neither.
+    """
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise BundleError(f"'{value}' is neither true nor false")
+    return text == "true"
+
+
 def bundle_root() -> str:
     """The folder that holds `configs/` and `models/`: the checkout, or the data of an installed package."""
     package = Path(__file__).resolve().parent

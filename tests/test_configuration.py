@@ -7,7 +7,15 @@ import pytest
 
 import bundle
 from bundle import configuration
-from bundle.configuration import check_overrides, exit_code, guard, require_keys, require_own_package, set_exit_code
+from bundle.configuration import (
+    check_overrides,
+    exit_code,
+    flag,
+    guard,
+    require_keys,
+    require_own_package,
+    set_exit_code,
+)
 from bundle.errors import BundleError, ExitCode
 
 ROOT = Path(bundle.__file__).resolve().parents[1]
@@ -152,3 +160,14 @@ def test_a_foreign_bundle_package_is_refused(config, tmp_path):
     assert done.returncode == 1 and "trained" not in done.stdout
     assert "error: another Python package named bundle hides this one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("true", True), ("False", False), (False, False)])
+def test_a_switch_is_read_however_it_was_written(value, expected):
+    assert flag(value) is expected
+
+
+@pytest.mark.parametrize("value", ["maybe", None, 1, ""])
+def test_a_switch_that_is_none_is_refused(value):
+    with pytest.raises(BundleError, match="neither true nor false"):
+        flag(value)
