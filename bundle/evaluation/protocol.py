@@ -16,6 +16,7 @@ from bundle.metrics.image import psnr, rmse_hu, ssim
 from bundle.metrics.masks import body_mask
 from bundle.networks.restorer import Restorer
 from bundle.restoration.evaluator import SeriesEvaluator
+from bundle.restoration.region import apply_difference
 from bundle.restoration.worklist import SeriesDataset
 
 LIMITS_HU = (-1000.0, 1000.0)
@@ -93,8 +94,11 @@ class ComparisonEvaluator(SeriesEvaluator):
         target_hu = _array(target)
         body = body_mask(target_hu)
         volumes: dict[str, np.ndarray] = {}
+        degraded_hu = _array(degraded)
         for name, volume in self._methods(degraded, target, spacing_mm).items():
             volumes[name] = _array(volume)
+            if name not in ("input", "autoencoder"):  # what is judged is what would be delivered
+                volumes[name] = apply_difference(degraded_hu, volumes[name] - degraded_hu, strength=1.0)
             trained_on = self.trained_on.get(case.key, "not trained on")
             self.rows.append(Row(case.key, name, trained_on, measure(volumes[name], target_hu, body)))
         shown = {"input": volumes["input"], "restored": volumes["restored"], "target": target_hu}

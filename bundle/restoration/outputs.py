@@ -19,7 +19,7 @@ from bundle.dicom.writer import Derivation, DerivedSeries, write_derived_series
 from bundle.errors import BundleError, ExitCode
 from bundle.files import digest, require_writable, whole_folder, write_json
 from bundle.metrics.noise import noise_level
-from bundle.restoration.region import touchable
+from bundle.restoration.region import apply_difference
 
 _SCHEMA = 1
 
@@ -150,7 +150,9 @@ class SaveRestored(Transform):
         difference_hu = np.asarray(torch.as_tensor(data["difference"])[0], dtype=np.float32)
         if source is None:
             raise BundleError(f"series {case.key} is no DICOM series: nothing can be derived from it")
-        restored_hu = apply_difference(source, difference_hu, strength=self.strength)
+        restored_hu = apply_difference(
+            source.array, difference_hu, strength=self.strength, padding_mask=source.padding_mask
+        )
         described = self._describe(case, source, restored_hu)
         with whole_folder(self.output.folder / case.key) as folder:
             derived = self._write(source, restored_hu, folder)
@@ -191,10 +193,3 @@ class SaveRestored(Transform):
             "weights_sha256": self.output.weights_digest,
             "software_version": bundle.__version__,
         }
-
-
-def apply_difference(source: Volume, difference_hu: np.ndarray, *, strength: float) -> np.ndarray:
-    """Return source + strength * difference where a restoration may touch the source, else the source exactly."""
-    touched = touchable(source.array, source.padding_mask)
-    restored_hu = source.array + np.float32(strength) * difference_hu
-    return np.where(touched & (difference_hu != 0), restored_hu, source.array).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which voxels a restoration may touch: the body, and nothing that carries another meaning."""
+"""Where a restoration may touch an image: in the body, and nothing that carries another meaning."""
 
 import numpy as np
 from scipy import ndimage
@@ -32,3 +32,18 @@ def _body_of(dense: np.ndarray) -> np.ndarray:
     # A small phantom's or a child's slice has small islands: the largest one always counts.
     kept = (sizes >= min(_LEAST_PIXELS, sizes.max()))[labels]
     return ndimage.binary_dilation(kept & (labels > 0), iterations=_MARGIN_PIXELS)
+
+
+def apply_difference(
+    volume_hu: np.ndarray, difference_hu: np.ndarray, *, strength: float, padding_mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Return volume + strength * difference where a restoration may touch it, else the volume exactly.
+
+    Args:
+        volume_hu: the input, HU (H, W, D).
+        difference_hu: restored minus input (H, W, D).
+        strength: 0 gives the input back bit for bit.
+        padding_mask: as for `touchable`.
+    """
+    touched = touchable(volume_hu, padding_mask) & (difference_hu != 0)
+    return np.where(touched, volume_hu + np.float32(strength) * difference_hu, volume_hu).astype(np.float32)

@@ -75,6 +75,7 @@ class BundleTrainer(SupervisedTrainer):
         inferer: Inferer | None = None,
         max_epochs: int | None = None,
     ) -> None:
+        _check_patch(dataset.patch, step)
         self.plan = plan
         self.seed = seed
         self.base_rate = learning_rate
@@ -228,6 +229,23 @@ def _leave_epoch(trainer: BundleTrainer) -> None:
 def _loader(dataset: PatchDataset, sampler: ResumableBatchSampler, num_workers: int) -> DataLoader:
     # A generator of its own: making an iterator would otherwise draw from the global one and move the noise.
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator())
+
+
+def _check_patch(patch: tuple[int, int, int], step: TrainingStep) -> None:
+    """Refuse patches that the networks cannot take, or whose gradients this machine computes wrongly."""
+    size, multiple = patch[0], step.restorer.multiple
+    precision = step.precision
+    if size % multiple:
+        raise BundleError(
+            f"patch_size {size} is no multiple of {multiple}", hint=f"use {-(-size // multiple) * multiple}"
+        )
+    # oneDNN's bfloat16 weight gradient of a 3D convolution is garbage where rows and columns are two
+    # (torch 2.13 on an AVX512-BF16 processor): a level of the denoiser would see that.
+    if size // multiple == 2 and precision.device_type == "cpu" and precision.dtype is torch.bfloat16:
+        raise BundleError(
+            f"patch_size {size} cannot be trained in bfloat16 on a CPU",
+            hint=f"use --patch_size {4 * multiple} or --mixed_precision off",
+        )
 
 
 def _mix(seed: int, iteration: int, rank: int = 0) -> int:

@@ -4,15 +4,14 @@ import datetime
 import json
 import stat
 
-import numpy as np
 import pytest
 from phantom_series import write_phantom_series
 
 from bundle.configuration import exit_code
 from bundle.data.sources import find_cases
-from bundle.dicom.index import Refusal, read_volume
+from bundle.dicom.index import Refusal
 from bundle.errors import BundleError, ExitCode
-from bundle.restoration.outputs import RunOutput, apply_difference
+from bundle.restoration.outputs import RunOutput
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
 
@@ -26,21 +25,6 @@ def run_output(folder, **changes):
 def case(tmp_path):
     write_phantom_series(tmp_path / "in")
     return find_cases(tmp_path / "in").cases[0]
-
-
-def test_strength_zero_gives_the_stored_values_back(case):
-    source = read_volume(case.files)
-    difference = np.full(source.array.shape, 12.5, np.float32)
-    assert np.array_equal(apply_difference(source, difference, strength=0.0), source.array)
-
-
-def test_strength_is_linear_inside_and_nothing_outside(case):
-    source = read_volume(case.files)
-    difference = np.full(source.array.shape, 10.0, np.float32)
-    half, whole = (apply_difference(source, difference, strength=s) - source.array for s in (0.5, 1.0))
-    assert np.allclose(2 * half, whole, atol=1e-3)
-    assert whole.max() == pytest.approx(10.0, abs=1e-3)
-    assert (whole == 0).any() and not whole[0, -1].any()
 
 
 def test_a_finished_series_is_known_by_content_settings_and_weights(tmp_path, case):

@@ -1,9 +1,10 @@
 """Where a restoration may touch an image."""
 
 import numpy as np
+import pytest
 from phantom_series import phantom_hu
 
-from bundle.restoration.region import HARD_LIMITS_HU, touchable
+from bundle.restoration.region import HARD_LIMITS_HU, apply_difference, touchable
 
 
 def test_body_and_lungs_are_touched_and_far_air_is_not():
@@ -35,3 +36,17 @@ def test_two_separate_bodies_are_both_touched():
 
 def test_air_alone_is_not_touched():
     assert not touchable(np.full((16, 16, 2), -1000.0, np.float32)).any()
+
+
+def test_strength_zero_gives_the_input_back():
+    volume_hu = phantom_hu()
+    assert np.array_equal(apply_difference(volume_hu, np.full(volume_hu.shape, 12.5), strength=0.0), volume_hu)
+
+
+def test_strength_is_linear_inside_and_nothing_outside():
+    volume_hu = phantom_hu()
+    difference = np.full(volume_hu.shape, 10.0, np.float32)
+    half, whole = (apply_difference(volume_hu, difference, strength=s) - volume_hu for s in (0.5, 1.0))
+    assert np.allclose(2 * half, whole, atol=1e-3)
+    assert whole.max() == pytest.approx(10.0, abs=1e-3)
+    assert (whole == 0).any() and not whole[0, -1].any()

@@ -364,3 +364,16 @@ def test_max_epochs_ends_before_the_plan(part):
     trainer, _ = make_trainer(part, length=2, epochs=5, max_epochs=2)
     trainer.run()
     assert trainer.state.iteration == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"patch_size": 36}, "multiple of 8"),
+        ({"patch_size": 16, "mixed_precision": "bf16"}, "bfloat16 on a CPU"),
+    ],
+)
+def test_patches_that_cannot_be_trained_are_refused(scans, cache, tmp_path, changes, says):
+    with pytest.raises(Exception) as raised:
+        make_workflow(scans, tmp_path, **{"training_data#cache_dir": str(cache), **changes})
+    assert says in str(find_bundle_error(raised.value))
