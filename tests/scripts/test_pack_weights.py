@@ -1,0 +1,44 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from bundle.errors import BundleError
+from bundle.networks.presets import build_restorer
+from bundle.networks.weights import load_weights
+from bundle.training.handlers import save_weights
+
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "pack_weights.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("pack_weights", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_denoiser_is_rounded_and_nothing_else(script, tmp_path):
+    torch.manual_seed(0)
+    network = build_restorer("tiny")
+    save_weights(network, tmp_path / "run.pt")
+    digest = script.pack(tmp_path / "run.pt", tmp_path / "model.pt", preset="tiny")
+    packed = build_restorer("tiny")
+    assert load_weights(packed, tmp_path / "model.pt") == digest
+    for key, value in network.state_dict().items():
+        found = packed.state_dict()[key]
+        assert found.dtype == value.dtype
+        if key.startswith("denoiser."):
+            assert torch.allclose(found, value, rtol=2**-10, atol=2**-24)
+        else:
+            assert torch.equal(found, value)
+    assert (tmp_path / "model.pt").stat().st_size < (tmp_path / "run.pt").stat().st_size
+
+
+def test_weights_of_another_preset_are_refused(script, tmp_path):
+    save_weights(build_restorer("tiny"), tmp_path / "run.pt")
+    with pytest.raises(BundleError, match="does not fit"):
+        script.pack(tmp_path / "run.pt", tmp_path / "model.pt", preset="small")
+    assert not (tmp_path / "model.pt").exists()
