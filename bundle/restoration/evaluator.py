@@ -57,6 +57,8 @@ class SeriesEvaluator(SupervisedEvaluator):
             val_handlers=val_handlers,
             decollate=False,
         )
+        # Ignite would say each start and error a second time, in its own words.
+        self.logger.setLevel(logging.CRITICAL)
         self.verb = verb
         self.stop_asked = threading.Event()
 

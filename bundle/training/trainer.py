@@ -103,6 +103,8 @@ class BundleTrainer(SupervisedTrainer):
             accumulation_steps=accumulation_steps,
             decollate=False,
         )
+        # Ignite would say each start, epoch and error a second time, in its own words.
+        self.logger.setLevel(logging.CRITICAL)
         self.loss_scaler = torch.amp.GradScaler(device.type, enabled=step.precision.needs_scaler)
         # These run first: handlers given from outside, such as the one that loads a checkpoint, come before the
         # data position is read off the iteration, because STARTED handlers run in the order they were added.
