@@ -18,7 +18,8 @@ $(STAMP): $(INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "setup: Python 3.11 or newer is needed: make PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		-c constraints.txt -r requirements.txt -r requirements-dev.txt -e .
+		-c constraints.txt -r requirements.txt -r requirements-dev.txt -e . \
+		|| { echo "setup: the packages could not be installed (is there a network? run make setup again)"; exit 1; }
 	@touch $@
 
 demo: setup ## train, restore and evaluate on a real sample series (about 10 minutes)
