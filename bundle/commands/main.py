@@ -28,6 +28,9 @@ usage:
       arguments as `python -m monai.bundle run`, and the exit codes below.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
+  python -m bundle inspect DIR [--json] [--noise true] [--quiet]
+      Say which series below the folder DIR would be used, and why the others
+      would not; --noise true also decodes a few slices of each.
   python -m bundle --help | --version
 
 {_EXIT_CODES}"""
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command == "enhance":
         return ct_enhance(arguments[1:])
-    if command in ("-h", "--help", "help") or (command == "run" and _asks_for_help(arguments)):
+    if command in ("-h", "--help", "help") or (command in ("run", "inspect") and _asks_for_help(arguments)):
         print(_HELP, end="")
         return ExitCode.DONE
     if command == "--version":
@@ -76,11 +79,15 @@ def ct_enhance(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: Sequence[str]) -> int:
-    if command != "run":
-        raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
-    from bundle.commands.run import run
+    if command == "run":
+        from bundle.commands.run import run
 
-    return run(arguments)
+        return run(arguments)
+    if command == "inspect":
+        from bundle.commands.inspect import inspect
+
+        return inspect(arguments)
+    raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
 
 
 def _enhance(arguments: Sequence[str]) -> int:
