@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom import uid
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import _read_file_meta_info, data_element_generator
 from pydicom.filewriter import write_file_meta_info
 
 from bundle.dicom.elements import Unusable, integer, quiet, text
@@ -18,6 +19,7 @@ from bundle.dicom.uids import is_valid_uid
 MAX_MATRIX = 8192  # rows or columns; CT detectors and reconstructions end at 4096
 MAX_FRAMES = 20000
 MAX_INFLATED_BYTES = 1 << 30
+MAX_EXPANSION = 100  # of a deflated data set; CT gains 2 to 4
 _CT_CLASSES = (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _FLOAT_TAGS = (b"\xe0\x7f\x08\x00", b"\x7f\xe0\x00\x08", b"\xe0\x7f\x09\x00", b"\x7f\xe0\x00\x09")
@@ -144,13 +146,16 @@ def _read(stream: BinaryIO, *, pixels: bool) -> tuple[FileDataset, int | None]:
         raise NotDicom
     try:
         with quiet():
+            stream.seek(0 if bare else 132)
+            meta = _read_file_meta_info(stream)  # dcmread itself would inflate without any limit
+            if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+                return _read_deflated(stream, meta, pixels=pixels)
+            stream.seek(0)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare)
-            if dataset.file_meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-                return _read_deflated(stream, dataset, pixels=pixels)
+            position = stream.tell()
             if pixels:
-                stream.seek(0)
-                return pydicom.dcmread(stream, force=bare), None
-            return dataset, stream.tell()
+                _read_pixels(stream, dataset, position)
+            return dataset, position
     except (RecursionError, MemoryError) as error:
         raise Unusable("header holds sequences nested too deep to read") from error
     except Unusable:
@@ -170,16 +175,28 @@ def _head(stream: BinaryIO) -> bytes:
     return head
 
 
-def _read_deflated(stream: BinaryIO, dataset: FileDataset, *, pixels: bool) -> tuple[FileDataset, int | None]:
+def _read_pixels(stream: BinaryIO, dataset: FileDataset, position: int) -> None:
+    """Add to a header the pixel data that begin at `position`, without reading the header again."""
+    stream.seek(position)
+    head = stream.read(6)
+    if head[:4] in _PIXEL_TAGS:
+        stream.seek(position)
+        implicit = head[4:] not in (b"OB", b"OW", b"UN")  # no even length begins with these bytes
+        element = next(data_element_generator(stream, implicit, head[:4] == _PIXEL_TAGS[0]))
+        dataset[element.tag] = element
+
+
+def _read_deflated(stream: BinaryIO, meta: FileMetaDataset, *, pixels: bool) -> tuple[FileDataset, int | None]:
     """Inflate within a limit (the data set may be a bomb), then read it as Explicit VR Little Endian."""
     stream.seek(132)
-    meta_length = 12 + int(dataset.file_meta.get("FileMetaInformationGroupLength", 0))
+    meta_length = 12 + int(meta.get("FileMetaInformationGroupLength", 0))
     stream.seek(132 + meta_length)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    body = inflater.decompress(stream.read(), MAX_INFLATED_BYTES)
+    packed = stream.read()
+    body = inflater.decompress(packed, min(MAX_INFLATED_BYTES, (16 << 20) + MAX_EXPANSION * len(packed)))
     if inflater.unconsumed_tail or not inflater.eof:
         raise Unusable("deflated data set is truncated or expands beyond the size limit")
-    plain_meta = copy.deepcopy(dataset.file_meta)
+    plain_meta = copy.deepcopy(meta)
     plain_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False

@@ -1,22 +1,23 @@
 """Stored values of one image, exactly: one strict decoder per transfer syntax, checked before it is let loose.
 
 No decoder may guess or fall through to a laxer one: measured, default plug-ins return an image of the right size
-from a third of a JPEG-LS stream without a word.
+from a third of a JPEG-LS stream without a word. Decoders run in processes of their own (`workers`).
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder
+from pydicom.encaps import generate_frames
 
+from bundle.dicom import workers
+from bundle.dicom.codecs import JPEG, JPEG_2000, JPEG_LS, RLE, Codec
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.headers import check_matrix
 from bundle.dicom.uids import is_valid_uid
 
-_JPEG, _JPEG_LS, _JPEG_2000, _RLE = "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
 NATIVE = frozenset(
     {
         uid.ImplicitVRLittleEndian,
@@ -25,20 +26,20 @@ NATIVE = frozenset(
         uid.DeflatedExplicitVRLittleEndian,
     }
 )
-# Transfer syntax -> (family, pydicom's name of the decoder): the strictest of each family under fuzzing.
-DECODERS = {
-    uid.RLELossless: (_RLE, "pylibjpeg"),
-    uid.JPEGLossless: (_JPEG, "gdcm"),
-    uid.JPEGLosslessSV1: (_JPEG, "gdcm"),
-    uid.JPEGLSLossless: (_JPEG_LS, "pyjpegls"),
-    uid.JPEGLSNearLossless: (_JPEG_LS, "pyjpegls"),
-    uid.JPEG2000Lossless: (_JPEG_2000, "pylibjpeg"),
-    uid.JPEG2000: (_JPEG_2000, "pylibjpeg"),
-    uid.HTJ2KLossless: (_JPEG_2000, "pylibjpeg"),
-    uid.HTJ2KLosslessRPCL: (_JPEG_2000, "pylibjpeg"),
-    uid.HTJ2K: (_JPEG_2000, "pylibjpeg"),
+# Transfer syntax -> family; `codecs` has the strictest decoder of each family under fuzzing.
+FAMILIES = {
+    uid.RLELossless: RLE,
+    uid.JPEGLossless: JPEG,
+    uid.JPEGLosslessSV1: JPEG,
+    uid.JPEGLSLossless: JPEG_LS,
+    uid.JPEGLSNearLossless: JPEG_LS,
+    uid.JPEG2000Lossless: JPEG_2000,
+    uid.JPEG2000: JPEG_2000,
+    uid.HTJ2KLossless: JPEG_2000,
+    uid.HTJ2KLosslessRPCL: JPEG_2000,
+    uid.HTJ2K: JPEG_2000,
 }
-_DECODER_OF = {str(syntax): decoder for syntax, decoder in DECODERS.items()}
+_FAMILY_OF = {str(syntax): family for syntax, family in FAMILIES.items()}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def pixel_layout(header: Dataset) -> PixelLayout:
     if representation not in (0, 1):
         raise Unusable("PixelRepresentation is neither 0 nor 1")
     syntax = transfer_syntax(header)
-    if syntax not in NATIVE and syntax not in _DECODER_OF:
+    if syntax not in NATIVE and syntax not in _FAMILY_OF:
         name = uid.UID(syntax).name if is_valid_uid(syntax) else ""
         name = name if name and name != syntax else "a private or invalid one"  # a name that is no name is a UID
         raise Unusable(f"transfer syntax is {name}, which has no exact decoder here", hint="transcode the series")
@@ -107,6 +108,11 @@ def transfer_syntax(header: Dataset) -> str:
     return value or str(uid.ImplicitVRLittleEndian)
 
 
+def is_native(dataset: Dataset) -> bool:
+    """Whether its pixel data are not compressed (a deflated data set is inflated as a whole)."""
+    return transfer_syntax(dataset) in NATIVE
+
+
 def padding_range(header: Dataset) -> tuple[int, int | None] | None:
     """Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2) as stored values; None without, or unreadable.
 
@@ -125,27 +131,114 @@ def padding_range(header: Dataset) -> tuple[int, int | None] | None:
     return None if value is None else (as_stored(value), None if limit is None else as_stored(limit))
 
 
-def decode(dataset: FileDataset, *, frame: int | None = None) -> np.ndarray:
-    """Stored values (rows, columns) of one image, without the bits that are not theirs.
+class Image:
+    """One image of a data set that was read with its pixel data: everything checked, nothing decoded yet.
 
     Args:
         dataset: read with its pixel data.
         frame: number of the frame in a multi-frame object, from 0; None when the object is one image.
+        frames: the object's compressed frames, when the caller has split them already.
 
     Raises:
-        Unusable: when the pixel data are missing, truncated, damaged or contradict the header.
+        Unusable: when the pixel data are missing, truncated, or contradict the header.
     """
-    layout = pixel_layout(dataset)
-    if "PixelData" not in dataset:
-        raise Unusable("pixel data are missing")
-    with quiet():
-        syntax = transfer_syntax(dataset)
-        words = _native(dataset, layout, frame) if syntax in NATIVE else _decoded(dataset, layout, syntax, frame)
-    return _values(words, layout)
+
+    def __init__(self, dataset: FileDataset, *, frame: int | None = None, frames: list[bytes] | None = None) -> None:
+        self.layout = pixel_layout(dataset)
+        if "PixelData" not in dataset:
+            raise Unusable("pixel data are missing")
+        self.stream: bytes | None = None
+        if is_native(dataset):
+            self._words = _native(dataset, self.layout, frame)
+            return
+        self.family = _FAMILY_OF[transfer_syntax(dataset)]
+        frames = compressed_frames(dataset) if frames is None else frames
+        if (frame or 0) >= len(frames):
+            raise Unusable("pixel data are damaged: frames are missing")
+        self.stream = frames[frame or 0]
+        _check_stream(self.stream, self.layout, self.family)
+
+    def values(self) -> np.ndarray:
+        """Stored values (rows, columns) of an image that is not compressed."""
+        assert self.stream is None, "native"
+        return _values(self._words, self.layout)
+
+    def job(self, index: int) -> workers.Job:
+        """The work of decoding a compressed image."""
+        assert self.stream is not None, "compressed"
+        layout = self.layout
+        codec = Codec(family=self.family, rows=layout.rows, columns=layout.columns, allocated=layout.allocated)
+        return workers.Job(index, self.stream, codec)
+
+    def decoded(self, words: memoryview) -> np.ndarray:
+        """Stored values (rows, columns) of the words that its job gave."""
+        count = self.layout.rows * self.layout.columns
+        item = len(words) // count
+        frame = np.frombuffer(words, dtype=f"<u{item}", count=count)
+        return _values(frame.reshape(self.layout.rows, self.layout.columns), self.layout)
+
+
+def decode(image: Image) -> np.ndarray:
+    """Stored values (rows, columns) of one image, without the bits that are not theirs.
+
+    Raises:
+        Unusable: when it cannot be decoded.
+    """
+    ((_, values),) = decode_all([image], count=1)
+    if isinstance(values, Unusable):
+        raise values
+    return values
+
+
+def decode_all(images: Iterable[Image], *, count: int) -> Iterator[tuple[int, np.ndarray | Unusable]]:
+    """Stored values of images, each with its number, or what is wrong with it; in the order in which they are ready.
+
+    Args:
+        images: taken one by one, never more at a time than there are workers and one.
+        count: how many there are.
+    """
+    numbered = enumerate(images)
+    waiting: dict[int, Image] = {}
+    native: list[tuple[int, Image]] = []  # one at most: it ends the workers' turn
+
+    def jobs() -> Iterator[workers.Job]:
+        for index, image in numbered:
+            if image.stream is None:
+                native.append((index, image))
+                return
+            waiting[index] = image
+            yield image.job(index)
+
+    while True:
+        for outcome in workers.run(jobs(), count=count):
+            image = waiting.pop(outcome.job.index)
+            values = Unusable(outcome.problem) if outcome.words is None else image.decoded(outcome.words)
+            yield outcome.job.index, values
+        if not native:
+            return
+        index, image = native.pop()
+        yield index, image.values()
+
+
+def compressed_frames(dataset: FileDataset) -> list[bytes]:
+    """The compressed frames of an object.
+
+    Raises:
+        Unusable: when its fragments cannot be told apart.
+    """
+    try:
+        with quiet():
+            count = integer(dataset, "NumberOfFrames") or 1
+            return list(generate_frames(dataset.PixelData, number_of_frames=count))
+    except Unusable:
+        raise
+    except Exception as error:  # pydicom raises nearly anything on damaged bytes
+        raise Unusable("pixel data are damaged: their fragments cannot be told apart") from error
 
 
 def _native(dataset: FileDataset, layout: PixelLayout, frame: int | None) -> np.ndarray:
-    data = dataset.PixelData
+    with quiet():
+        data = dataset.PixelData
     count = layout.rows * layout.columns
     size = count * layout.allocated // 8
     start = (frame or 0) * size
@@ -156,30 +249,10 @@ def _native(dataset: FileDataset, layout: PixelLayout, frame: int | None) -> np.
     return words.reshape(layout.rows, layout.columns)
 
 
-def _decoded(dataset: FileDataset, layout: PixelLayout, syntax: str, frame: int | None) -> np.ndarray:
-    family, plugin = _DECODER_OF[syntax]
-    frames = integer(dataset, "NumberOfFrames") or 1
-    try:
-        _check_stream(get_frame(dataset.PixelData, frame or 0, number_of_frames=frames), layout, family)
-        decoder = get_decoder(uid.UID(syntax))
-        data, _ = decoder.as_buffer(dataset, index=frame or 0, decoding_plugin=plugin)
-    except Unusable:
-        raise
-    except BaseException as error:  # each decoder has its own kinds; a panic in Rust is no Exception
-        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
-            raise
-        raise Unusable(f"pixel data are damaged: the {family} stream cannot be decoded") from error
-    count = layout.rows * layout.columns
-    item = len(data) // count
-    if item not in (1, 2, 4) or len(data) - item * count not in (0, 1):
-        raise Unusable(
-            f"pixel data are damaged: the {family} stream holds another number of pixels than the header says"
-        )
-    return np.frombuffer(data, dtype=f"<u{item}", count=count).reshape(layout.rows, layout.columns)
-
-
 def _values(words: np.ndarray, layout: PixelLayout) -> np.ndarray:
     """Words to stored values: shift to High Bit, cut to Bits Stored, extend the sign."""
+    if layout.high_bit <= 15 and words.dtype.itemsize <= 2:
+        return _narrow_values(words, layout)
     wide: np.ndarray = words.astype(np.int64 if layout.stored > 16 else np.int32)
     shift = layout.high_bit + 1 - layout.stored
     values = (wide >> shift) & ((1 << layout.stored) - 1)
@@ -189,16 +262,28 @@ def _values(words: np.ndarray, layout: PixelLayout) -> np.ndarray:
     return values.astype(layout.dtype)
 
 
+def _narrow_values(words: np.ndarray, layout: PixelLayout) -> np.ndarray:
+    """The same in words of 16 bits: the stored bits are pushed to the top, then back, with their sign if signed."""
+    values = words.astype("=u2")
+    up, down = 15 - layout.high_bit, 16 - layout.stored
+    if up > 0:
+        values <<= np.uint16(up)
+    signed: np.ndarray = values.view(layout.dtype)
+    if down:
+        signed >>= layout.dtype.type(down)
+    return signed
+
+
 def _check_stream(stream: bytes, layout: PixelLayout, family: str) -> None:
     """The stream ends where it should and is an image of the header's size and depth."""
-    if family == _RLE:
+    if family == RLE:
         segments = int.from_bytes(stream[:4], "little")
         if segments != layout.allocated // 8:
             raise Unusable("pixel data are damaged: RLE segments do not match BitsAllocated")
         return
     if not stream.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise Unusable(f"pixel data are truncated: the {family} stream has no end marker")
-    rows, columns, precision, components = _codestream_size(stream) if family == _JPEG_2000 else _frame_size(stream)
+    rows, columns, precision, components = _codestream_size(stream) if family == JPEG_2000 else _frame_size(stream)
     if (rows, columns, components) != (layout.rows, layout.columns, 1):
         raise Unusable(f"pixel data are {rows} rows x {columns} columns x {components}, unlike the header")
     if not layout.stored <= precision <= layout.allocated:

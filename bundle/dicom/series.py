@@ -1,7 +1,7 @@
 """A usable CT series found by the index, and its pixels read into a Volume."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.headers import NotDicom, Slice, read_whole
-from bundle.dicom.pixels import decode, padding_range, pixel_layout
+from bundle.dicom.pixels import Image, compressed_frames, decode, decode_all, is_native, padding_range, pixel_layout
 from bundle.dicom.sources import Sources
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
@@ -130,9 +130,7 @@ def stored_values(image: Slice, dataset: FileDataset) -> np.ndarray:
     Raises:
         Unusable: when it changed, or cannot be decoded.
     """
-    if text(dataset, "SOPInstanceUID") != text(image.header, "SOPInstanceUID"):
-        raise Unusable("file changed since it was indexed")
-    return decode(dataset, frame=image.frame)
+    return decode(_checked_image(image, dataset, None))
 
 
 def load_volume(series: Series) -> Volume:
@@ -143,22 +141,17 @@ def load_volume(series: Series) -> Volume:
     kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int32 if max(k.itemsize for k in kinds) < 4 else np.int64)
     stored = np.empty((depth, rows, columns), dtype=kind)  # slices contiguous, as they come
     array = np.empty((depth, rows, columns), dtype=np.float32)
-    opened: tuple[str, FileDataset] | None = None  # a multi-frame object is read once
-    with Sources() as sources:
-        for k, image in enumerate(map(Slice, series.paths, series.frames, series.headers)):
-            try:
-                if opened is None or opened[0] != image.source:
-                    with sources.open(image.source) as stream:
-                        opened = (image.source, read_whole(stream))
-                stored[k] = stored_values(image, opened[1])
-                hu = stored[k] * scale[k, 0] + scale[k, 1]
-                if kind.itemsize > 2 and np.abs(hu).max() > MAX_EXACT_FLOAT32:
-                    raise Unusable("values are too large for exact HU (BitsAllocated 32)")
-            except (Unusable, NotDicom, OSError, ValueError) as error:
-                raise _slice_error(series, k, error) from error
-            array[k] = hu
     pads = any(padding_range(header) is not None for header in series.headers)
-    mask = np.stack([_padding(stored[k], header) for k, header in enumerate(series.headers)]) if pads else None
+    mask = np.empty(stored.shape, dtype=bool) if pads else None
+    for k, values in decode_all(_images(series), count=depth):
+        if isinstance(values, Unusable):
+            raise _slice_error(series, k, values) from values
+        stored[k] = values
+        _fill_hu(array[k], values, slope=scale[k, 0], intercept=scale[k, 1])
+        if kind.itemsize > 2 and np.abs(array[k]).max() > MAX_EXACT_FLOAT32:
+            raise _slice_error(series, k, Unusable("values are too large for exact HU (BitsAllocated 32)"))
+        if mask is not None:
+            mask[k] = _padding(stored[k], series.headers[k])
     return Volume(
         array=array.transpose(2, 1, 0),
         affine=series.affine,
@@ -169,6 +162,42 @@ def load_volume(series: Series) -> Volume:
         key=series.key,
         padding_mask=None if mask is None else mask.transpose(2, 1, 0),
     )
+
+
+def _images(series: Series) -> Iterator[Image]:
+    """The slices in order, read but not decoded; a multi-frame object is read once."""
+    source, dataset, frames = "", FileDataset("", {}), None
+    with Sources() as sources:
+        for k, item in enumerate(map(Slice, series.paths, series.frames, series.headers)):
+            try:
+                if source != item.source:
+                    with sources.open(item.source) as stream:
+                        dataset = read_whole(stream)
+                    source = item.source
+                    frames = None if item.frame is None or is_native(dataset) else compressed_frames(dataset)
+                image = _checked_image(item, dataset, frames)
+            except (Unusable, NotDicom, OSError, ValueError) as error:
+                raise _slice_error(series, k, error) from error
+            yield image
+
+
+def _checked_image(item: Slice, dataset: FileDataset, frames: list[bytes] | None) -> Image:
+    if text(dataset, "SOPInstanceUID") != text(item.header, "SOPInstanceUID"):
+        raise Unusable("file changed since it was indexed")
+    image = Image(dataset, frame=item.frame, frames=frames)
+    if image.layout != pixel_layout(item.header):
+        raise Unusable("file changed since it was indexed")
+    return image
+
+
+def _fill_hu(hu: np.ndarray, stored: np.ndarray, *, slope: float, intercept: float) -> None:
+    """Write HU (rows, columns), float32, of stored values: computed in float64, or in float32 where that is exact."""
+    whole = slope.is_integer() and intercept.is_integer()
+    if stored.itemsize == 2 and whole and abs(slope) * (1 << 16) + abs(intercept) < MAX_EXACT_FLOAT32:
+        np.multiply(stored, np.float32(slope), out=hu, dtype=np.float32)
+        hu += np.float32(intercept)
+    else:
+        hu[...] = stored * slope + intercept
 
 
 def _slice_error(series: Series, k: int, error: Exception) -> BundleError:

@@ -1,0 +1,150 @@
+"""Compressed frames to words, and the process that does it: the only code that hands foreign bytes to a decoder.
+
+It imports no pydicom and sees no file: a process that runs `serve` gets one frame's bytes and a place for its words,
+so that it starts in a tenth of a second and can be killed without loss.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+JPEG, JPEG_LS, JPEG_2000, RLE = "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
+SECONDS = 10.0  # a 4096 x 4096 frame in the slowest codec takes about 2
+WORKING_BYTES = 256 << 20  # of a decoder, beside a few copies of the frame
+REPLY = struct.Struct("<q")
+DAMAGED = -1
+_REQUEST = struct.Struct("<12sIIIQQ")
+_REQUEST_BYTES = _REQUEST.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """What a decoder has to be told of a frame: the family, and the matrix the header promises."""
+
+    family: str
+    rows: int
+    columns: int
+    allocated: int
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the frame's words, at most."""
+        return self.rows * self.columns * 4
+
+
+def decompress(stream: bytes, codec: Codec) -> bytes | bytearray:
+    """Words of one frame, little endian, as the one strict decoder of its family gives them.
+
+    In this very process: a hostile stream may crash or hang it. `workers` keeps that away.
+    """
+    if codec.family == JPEG_LS:
+        import jpeg_ls
+
+        return jpeg_ls.decode_buffer(stream)[0]
+    if codec.family == JPEG_2000:
+        import openjpeg
+
+        return openjpeg.decode_pixel_data(stream, version=2)  # type: ignore[return-value]
+    if codec.family == RLE:
+        import rle
+
+        sizes = {"rows": codec.rows, "columns": codec.columns, "bits_allocated": codec.allocated}
+        return rle.utils.decode_pixel_data(stream, version=2, **sizes)
+    assert codec.family == JPEG, codec.family
+    return _jpeg_lossless(stream, codec)
+
+
+def _jpeg_lossless(stream: bytes, codec: Codec) -> bytes:
+    import gdcm
+
+    gdcm.Trace.WarningOff()
+    gdcm.Trace.ErrorOff()
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((codec.columns, codec.rows, 1))
+    image.SetDataElement(element)
+    monochrome = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
+    # The frame header says which predictor: one syntax serves all.
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType("1.2.840.10008.1.2.4.57")))
+    image.SetPixelFormat(gdcm.PixelFormat(1, codec.allocated, codec.allocated, codec.allocated - 1, 0))
+    words: str = image.GetBuffer()  # bytes, which its binding hands out as text
+    return words.encode("utf-8", "surrogateescape")
+
+
+def request(codec: Codec, *, length: int, capacity: int) -> bytes:
+    """Message to a worker: a stream of `length` bytes lies in the shared memory of `capacity` bytes."""
+    name = codec.family.encode()
+    return _REQUEST.pack(name, codec.rows, codec.columns, codec.allocated, length, capacity)
+
+
+def serve(channel_descriptor: int, memory_descriptor: int) -> None:
+    """Decode frame after frame until the other end of the channel closes.
+
+    A stream is replaced in the shared memory by its words; the reply is their number of bytes, or `DAMAGED`.
+    """
+    _forbid_files()
+    at_start = _address_space()
+    channel = socket.socket(fileno=channel_descriptor)
+    shared = mmap.mmap(memory_descriptor, 1)
+    while len(message := channel.recv(_REQUEST_BYTES, socket.MSG_WAITALL)) == _REQUEST_BYTES:
+        name, rows, columns, allocated, length, capacity = _REQUEST.unpack(message)
+        codec = Codec(family=name.rstrip(b"\0").decode(), rows=rows, columns=columns, allocated=allocated)
+        if len(shared) < capacity:
+            shared.close()
+            shared = mmap.mmap(memory_descriptor, capacity)
+        _limit_memory(at_start + WORKING_BYTES + capacity + 8 * codec.largest_bytes + 4 * length)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS + 5)  # if nobody is left who would stop it
+        try:
+            words = decompress(shared[:length], codec)
+            if len(words) <= capacity:
+                shared[: len(words)] = words
+            size = len(words)
+        except BaseException:  # each decoder has its own kinds; a panic in Rust is no Exception
+            size = DAMAGED
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        channel.sendall(REPLY.pack(size))
+
+
+def _forbid_files() -> None:
+    """No core dumps (they would hold a patient's pixels), no writing to files."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _address_space() -> int:
+    """Bytes of address space of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def command(channel: int, memory: int) -> list[str]:
+    """Command line of a process that serves; it finds modules where this one does, and nothing else is loaded."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = [root, *(entry for entry in sys.path if entry and entry != root)]
+    code = f"import sys; sys.path[:] = {path!r}; from bundle.dicom.codecs import serve; serve({channel}, {memory})"
+    return [sys.executable, "-S", "-c", code]
