@@ -22,6 +22,7 @@ class TrainingData:
         num_slices: slices of a training patch.
         realisations: noise realisations per case.
         max_samples: use only so many cases.
+        gaps: as for `find_cases`.
         validation_fraction: share of the patients that validate.
         validation_folders: folders whose patients validate, instead of a share.
         seed: of the split.
@@ -38,6 +39,7 @@ class TrainingData:
         num_slices: int,
         realisations: int = 1,
         max_samples: int | None = None,
+        gaps: str = "refuse",
         validation_fraction: float = 0.2,
         validation_folders: Sequence[str] = (),
         seed: int = 0,
@@ -50,6 +52,7 @@ class TrainingData:
         self.num_slices = num_slices
         self.realisations = realisations
         self.max_samples = max_samples
+        self.gaps = gaps
         self.validation_fraction = validation_fraction
         self.validation_folders = list(validation_folders)
         self.seed = seed
@@ -61,7 +64,7 @@ class TrainingData:
         """Both sides; prepares the cases. Both are empty as long as no folder is named (a config that is only read)."""
         if self.dataset_dir is None:
             return Split((), (), "")
-        source = find_cases(self.dataset_dir, max_samples=self.max_samples)
+        source = find_cases(self.dataset_dir, max_samples=self.max_samples, gaps=self.gaps)
         prepared, self.skipped = prepare_cases(
             source.cases,
             transform=self.transform,

@@ -19,16 +19,19 @@ class Case:
         patient_key: the same for all cases of a patient.
         files: what the loader reads, in slice order.
         label: where it lies, relative to the data folder; for the user's eyes, not for reports.
+        resampled: its slices are uneven and are put on a regular grid by their true positions.
     """
 
     key: str
     patient_key: str
     files: tuple[str, ...]
     label: str
+    resampled: bool = False
 
     def content_digest(self) -> str:
         """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""
-        return digest(*(file_digest(Path(file)) for file in self.files if Path(file).is_file()), *self.files[:1])
+        contents = [file_digest(Path(file)) for file in self.files if Path(file).is_file()]
+        return digest(*contents, *self.files[:1], *(["resampled"] if self.resampled else []))
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class Source:
     refused: tuple[Refusal, ...] = ()
 
 
-def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None) -> Source:
+def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None, gaps: str = "refuse") -> Source:
     """List the cases below `dataset_dir`, sorted by key.
 
     Args:
         dataset_dir: folder of DICOM files (any nesting) or of NIfTI files.
         max_samples: use only so many cases, the first by key.
+        gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
 
     Raises:
         BundleError: when max_samples is below 1, or the folder is not named, is missing, or holds no usable CT.
@@ -59,7 +63,7 @@ def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None
     if not root.is_dir():
         raise BundleError(f"dataset_dir '{root.name}' is not a folder", hint="name a folder with --dataset_dir")
     nifti = sorted(path for pattern in _NIFTI for path in root.rglob(pattern))
-    source = _nifti_cases(nifti, root) if nifti else _dicom_cases(root)
+    source = _nifti_cases(nifti, root) if nifti else _dicom_cases(root, gaps=gaps)
     if not source.cases:
         reasons = "; ".join(sorted({refusal.reason for refusal in source.refused})) or "no CT series"
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
@@ -67,14 +71,15 @@ def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None
     return Source(tuple(cases), source.refused)
 
 
-def _dicom_cases(root: Path) -> Source:
-    index = find_series(root)
+def _dicom_cases(root: Path, *, gaps: str) -> Source:
+    index = find_series(root, gaps=gaps)
     cases = tuple(
         Case(
             key=series.key,
             patient_key=series.patient_key,
             files=series.paths,
             label=str(Path(series.paths[0]).parent.relative_to(root)) if root in Path(series.paths[0]).parents else "",
+            resampled=series.grid is not None,
         )
         for series in index.series
     )

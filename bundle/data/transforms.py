@@ -1,13 +1,13 @@
 """MONAI transforms of this bundle that are neither about DICOM nor about degradation."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Orientationd
+from monai.transforms import MapTransform, Orientationd, Spacingd
 
 from bundle.degrade.low_dose import Scanner
 from bundle.degrade.transforms import UnitNoised
@@ -33,6 +33,40 @@ class SlicesLastOrientationd(Orientationd):
             self.ornt_transform.axcodes = axis_codes(result[key].affine)
             result[key] = self.ornt_transform(result[key])
         return result
+
+
+class NetworkSpacingd(Spacingd):
+    """MONAI's Spacingd that leaves a native grid alone, a sheared one too.
+
+    Spacingd makes every grid orthogonal, so that with the native spacing asked for (-1 along all axes) it would still
+    resample a tilted gantry's sheared slices, and again on the way back: all of a restoration would be blurred. Here a
+    sheared grid becomes orthogonal only where another spacing is asked for. Inverts as Spacingd does.
+
+    Args:
+        keys: images (C, H, W, D).
+        pixdim: spacing in mm along H, W and D; -1 keeps the native one.
+        mode: interpolation.
+        allow_missing_keys: whether items without a key pass.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pixdim: Sequence[float],
+        *,
+        mode: str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, pixdim=pixdim, mode=mode, allow_missing_keys=allow_missing_keys)
+        self.native = all(spacing < 0 for spacing in pixdim)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Resample every key, or none where the native spacing is asked for."""
+        return dict(data) if self.native else super().__call__(data, lazy=lazy)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo `__call__`."""
+        return dict(data) if self.native else super().inverse(data)
 
 
 def noise_keys(realisations: int) -> list[str]:

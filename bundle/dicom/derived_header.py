@@ -108,6 +108,9 @@ def _settle_related(header: Dataset) -> None:
         _remove(header, ("CTDIvol",))
     if text(header, "LossyImageCompression") != "01":
         _remove(header, ("LossyImageCompressionRatio", "LossyImageCompressionMethod"))
+    ratios, methods = (_values(header, f"LossyImageCompression{name}") for name in ("Ratio", "Method"))
+    if ratios and methods and len(ratios) != len(methods):  # PS3.3 C.7.6.1.1.5: they correspond, or mislead
+        _remove(header, ("LossyImageCompressionMethod",))
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:

@@ -1,14 +1,14 @@
 """HU back to stored values: nothing clipped, nothing touched that was not restored."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.dicom.derived_header import decimal_string
 from bundle.dicom.pixels import PixelLayout, padding_range, pixel_layout
 from bundle.dicom.volume import Volume
+from bundle.dicom.words import WORDS, Fit, common_fits, own_fit
 from bundle.errors import BundleError
-
-_WORDS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,12 +18,14 @@ class EncodedSlice:
     Attributes:
         stored: stored values, (rows, columns), int16 or uint16.
         layout: BitsStored, HighBit, PixelRepresentation that hold them.
-        intercept: Rescale Intercept; the slope is the source's.
+        slope: Rescale Slope; the source's, but where only a coarser one holds all values.
+        intercept: Rescale Intercept.
         padding: Pixel Padding Value and Range Limit in `stored`'s terms; None where the source has none.
     """
 
     stored: np.ndarray
     layout: PixelLayout
+    slope: float
     intercept: float
     padding: tuple[int, int | None] | None
 
@@ -32,15 +34,15 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     """Stored values of a restored volume, slice by slice.
 
     Voxels equal to the source keep their stored value; others are rounded half to even on the source's rescale.
-    The source's bits are kept where they hold every value, else widened to 16, else signed or unsigned as fits,
-    else the intercept is moved; last, padding gets a new value.
+    The source's bits are kept where they hold every value, else `bundle.dicom.words` finds others; padding is no HU
+    and gives way first.
 
     Args:
         volume: the source.
         restored_hu: (H, W, D), any float type.
 
     Raises:
-        BundleError: when a value is not finite, or the values span more than 16 bits.
+        BundleError: when a value is not finite, or 16 bits hold the values at no slope that keeps the untouched.
     """
     if restored_hu.shape != volume.shape:
         raise ValueError(f"restored_hu has shape {restored_hu.shape}, the source {volume.shape}")
@@ -50,23 +52,39 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     padding = [padding_range(header) for header in volume.headers]
     floor = _padding_floor(volume, restored_hu, ranges)
     if floor is not None:
-        ranges = [(floor, min(high, floor + _WORDS - 1)) for _, high in ranges]
+        ranges = [(floor, min(high, floor + WORDS - 1)) for _, high in ranges]
         padding = [None if old is None else (floor, None) for old in padding]
-    layouts, offset = _layouts([pixel_layout(header) for header in volume.headers], ranges)
+    layouts = [pixel_layout(header) for header in volume.headers]
+    fits = common_fits(layouts, ranges)
     encoded = []
     for k in range(depth):
         values = _stored(volume, restored_hu, k)
         if floor is not None and volume.padding_mask is not None:
             values[volume.padding_mask[:, :, k]] = floor
-        encoded.append(
-            EncodedSlice(
-                stored=(values - offset).T.astype(layouts[k].dtype),
-                layout=layouts[k],
-                intercept=float(volume.intercept[k] + volume.slope[k] * offset),
-                padding=_moved_padding(padding[k], offset, layouts[k]),
-            )
+        touched = restored_hu[:, :, k] != volume.array[:, :, k]
+        fit = fits[k] if fits is not None else own_fit(layouts[k], values, touched=touched, k=k)
+        image = EncodedSlice(
+            stored=np.rint((values - fit.offset) / fit.factor).T.astype(fit.layout.dtype),
+            layout=fit.layout,
+            slope=float(volume.slope[k] * fit.factor),
+            intercept=float(volume.intercept[k] + volume.slope[k] * fit.offset),
+            padding=_moved_padding(padding[k], fit),
         )
+        if fits is None:
+            _check_untouched(image, volume, k, touched)
+        encoded.append(image)
     return encoded
+
+
+def _check_untouched(image: EncodedSlice, volume: Volume, k: int, touched: np.ndarray) -> None:
+    """Untouched voxels still have their HU at a slope and intercept of 16 characters each."""
+    slope, intercept = (float(decimal_string(value)) for value in (image.slope, image.intercept))
+    hu = (image.stored.T * slope + intercept).astype(np.float32)
+    if not np.array_equal(hu[~touched], volume.array[:, :, k][~touched]):
+        raise BundleError(
+            f"restored values of slice {k} fit 16 bits only with a RescaleIntercept that would change untouched voxels",
+            hint="restore with a lower strength",
+        )
 
 
 def _padding_floor(volume: Volume, restored_hu: np.ndarray, ranges: list[tuple[int, int]]) -> int | None:
@@ -75,7 +93,7 @@ def _padding_floor(volume: Volume, restored_hu: np.ndarray, ranges: list[tuple[i
     Seen where -2000 stands as 63536 in unsigned words: one voxel below the source's lowest HU, and the span
     is more than a word. Padding is no HU, so it is what gives way. None where all fits as it is.
     """
-    if max(high for _, high in ranges) - min(low for low, _ in ranges) < _WORDS or volume.padding_mask is None:
+    if max(high for _, high in ranges) - min(low for low, _ in ranges) < WORDS or volume.padding_mask is None:
         return None
     tissue = [
         _range(_stored(volume, restored_hu, k)[~mask])
@@ -85,20 +103,7 @@ def _padding_floor(volume: Volume, restored_hu: np.ndarray, ranges: list[tuple[i
     if not tissue:
         return None
     low, high = min(low for low, _ in tissue), max(high for _, high in tissue)
-    return low - 1 if high - low + 1 < _WORDS else None
-
-
-def _layouts(source: list[PixelLayout], ranges: list[tuple[int, int]]) -> tuple[list[PixelLayout], int]:
-    """The nearest layouts to the source's that hold every slice's range, and what is taken off stored values."""
-    for candidate in (source, [_to_16_bits(layout, signed=layout.signed) for layout in source]):
-        if all(layout.allocated == 16 and _fits(r, layout) for r, layout in zip(ranges, candidate, strict=True)):
-            return candidate, 0
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    signed = -(1 << 15) <= low and high < 1 << 15
-    offset = 0 if signed or (low >= 0 and high < 1 << 16) else low
-    if high - offset >= 1 << 16:
-        raise BundleError("restored values span more than 16 bits hold at the source's RescaleSlope")
-    return [_to_16_bits(layout, signed=signed) for layout in source], offset
+    return low - 1 if high - low + 1 < WORDS else None
 
 
 def _range(values: np.ndarray) -> tuple[int, int]:
@@ -117,32 +122,36 @@ def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
         raise BundleError(f"restored values of slice {k} are beyond all reason")
     values = np.where(changed, np.rint(exact).astype(np.int64), source)  # rint rounds half to even
     padding = padding_range(volume.headers[k])
-    if padding is not None and volume.padding_mask is not None:
-        # Tissue must not turn into padding by chance: step out of the range at its nearer end.
-        low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))
-        hit = changed & ~volume.padding_mask[:, :, k] & (values >= low) & (values <= high)
-        values[hit] = np.where(values[hit] - low < high - values[hit], low - 1, high + 1)
-    return values
+    if volume.padding_mask is None:
+        return values
+    return step_out_of_padding(values, padding, where=changed & ~volume.padding_mask[:, :, k])
 
 
-def _fits(values: tuple[int, int], layout: PixelLayout) -> bool:
-    low = -(1 << (layout.stored - 1)) if layout.signed else 0
-    return low <= values[0] and values[1] < low + (1 << layout.stored)
+def step_out_of_padding(values: np.ndarray, padding: tuple[int, int | None] | None, *, where: np.ndarray) -> np.ndarray:
+    """Stored values of which none is padding by chance: tissue steps out of the range at its nearer end.
+
+    Args:
+        values: stored values, int64.
+        padding: Pixel Padding Value and Range Limit; None leaves all as it is.
+        where: bool, as `values`: which may be changed.
+    """
+    if padding is None:
+        return values
+    low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))
+    hit = where & (values >= low) & (values <= high)
+    return np.where(hit, np.where(values - low < high - values, low - 1, high + 1), values)
 
 
-def _to_16_bits(layout: PixelLayout, *, signed: bool) -> PixelLayout:
-    return replace(layout, allocated=16, stored=16, high_bit=15, signed=signed)
-
-
-def _moved_padding(
-    padding: tuple[int, int | None] | None, offset: int, layout: PixelLayout
-) -> tuple[int, int | None] | None:
+def _moved_padding(padding: tuple[int, int | None] | None, fit: Fit) -> tuple[int, int | None] | None:
     """Padding in the output's terms; None when the output cannot hold it (then no voxel has it either)."""
     if padding is None:
         return None
-    low = -(1 << 15) if layout.signed else 0
-    moved = [None if value is None else value - offset for value in padding]
-    if any(value is not None and not low <= value < low + (1 << 16) for value in moved):
-        return None
+    low = -(1 << 15) if fit.layout.signed else 0
+    moved = []
+    for value in padding:
+        word, rest = divmod(0 if value is None else value - fit.offset, fit.factor)
+        if value is not None and (rest or not low <= word < low + WORDS):
+            return None
+        moved.append(None if value is None else word)
     assert moved[0] is not None
     return moved[0], moved[1]

@@ -23,6 +23,10 @@ LIKELY_SAME_ORIENTATION = 1e-2
 MAX_TILT_DEGREES = 45.0
 
 
+class Uneven(Unusable):
+    """Slices lie on no regular grid: some are missing, or their spacing changes; `bundle.dicom.resample` mends that."""
+
+
 @dataclass(frozen=True)
 class Plane:
     """One slice's place: corner, directions along a row and down a column (LPS), spacing (row, column distance)."""
@@ -93,18 +97,26 @@ def grid_affine(planes: Sequence[Plane]) -> np.ndarray:
     """
     if len(planes) < 2:
         raise Unusable("is a single slice: a volume needs at least two")
-    _check_alike(planes)
+    check_alike(planes)
     _check_steps(heights(planes))
     positions = np.stack([p.position for p in planes])
     step = (positions[-1] - positions[0]) / (len(planes) - 1)
-    first = planes[0]
-    _check_line(positions, step, spacing=abs(float(step @ first.normal)))
-    _check_shear(step, first)
+    check_line(
+        positions,
+        positions[0] + np.arange(len(positions))[:, None] * step,
+        spacing=abs(float(step @ planes[0].normal)),
+    )
+    check_shear(step, planes[0])
+    return affine_of(planes[0], step, origin=positions[0])
+
+
+def affine_of(first: Plane, step: np.ndarray, *, origin: np.ndarray) -> np.ndarray:
+    """Affine (i, j, k, 1) -> LPS mm, float64 (4, 4), of slices like `first`, `step` (3,) mm apart from `origin` on."""
     affine = np.eye(4)
     affine[:3, 0] = first.row * first.spacing[1]  # i steps from column to column
     affine[:3, 1] = first.column * first.spacing[0]
     affine[:3, 2] = step
-    affine[:3, 3] = first.position
+    affine[:3, 3] = origin
     return affine
 
 
@@ -115,7 +127,12 @@ def tilt_degrees(affine: np.ndarray) -> float:
     return math.degrees(math.acos(min(1.0, abs(float(cosine)))))
 
 
-def _check_alike(planes: Sequence[Plane]) -> None:
+def check_alike(planes: Sequence[Plane]) -> None:
+    """Refuse slices of several orientations or pixel spacings.
+
+    Raises:
+        Unusable: saying which.
+    """
     first = planes[0]
     if not all(same_orientation(first, p, tolerance=SAME_ORIENTATION) for p in planes):
         raise Unusable("ImageOrientationPatient (orientation) changes from slice to slice")
@@ -144,18 +161,26 @@ def _check_steps(places: np.ndarray) -> None:
         kind, advice = "spacing of slices is irregular", f"where {usual:.4g} mm is usual"
     shown = ", ".join(f"{steps[n]:.4g} mm at {places[n]:.2f}..{places[n + 1]:.2f} mm" for n in odd[:3])
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-    raise Unusable(f"{kind}: {shown}{more}, {advice}", hint="fetch the missing slices or restore the parts apart")
+    raise Uneven(f"{kind}: {shown}{more}, {advice}", hint="fetch the missing slices, or pass --gaps resample")
 
 
-def _check_line(positions: np.ndarray, step: np.ndarray, *, spacing: float) -> None:
-    wanted = positions[0] + np.arange(len(positions))[:, None] * step
+def check_line(positions: np.ndarray, wanted: np.ndarray, *, spacing: float) -> None:
+    """Refuse slices whose corners (N, 3) do not lie where a straight line has them (`wanted`, N, 3).
+
+    Raises:
+        Uneven: saying how far off they are.
+    """
     worst = float(np.abs(positions - wanted).max())
     if worst > max(STEP_TOLERANCE_MM, LINE_TOLERANCE * spacing):
-        raise Unusable(f"spacing is irregular: slices lie up to {worst:.3g} mm off a straight, regular line")
+        raise Uneven(f"spacing is irregular: slices lie up to {worst:.3g} mm off a straight, regular line")
 
 
-def _check_shear(step: np.ndarray, first: Plane) -> None:
-    """A gantry tilts about the patient's left-right axis: slices may step along the column, not along the row."""
+def check_shear(step: np.ndarray, first: Plane) -> None:
+    """Refuse a shear that is no gantry's: it tilts about the patient's left-right axis, so slices step along columns.
+
+    Raises:
+        Unusable: when they step along rows, or further than a gantry tilts.
+    """
     length = float(np.linalg.norm(step))
     if abs(step @ first.row) > 0.01 * length:
         raise Unusable("slices shift sideways in-plane, along their rows, as no tilted gantry makes them (shear)")

@@ -17,6 +17,7 @@ from bundle.dicom.elements import Unusable, text
 from bundle.dicom.geometry import (
     LIKELY_SAME_ORIENTATION,
     Plane,
+    Uneven,
     grid_affine,
     heights,
     plane,
@@ -25,6 +26,7 @@ from bundle.dicom.geometry import (
 )
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import pixel_layout
+from bundle.dicom.resample import SliceGrid, notes_on_grid, regular_grid
 from bundle.dicom.series import Series, content_digest, rescale, series_key, stored_values
 from bundle.dicom.sources import Sources
 
@@ -80,7 +82,12 @@ def group_name(source: str, series_uid: str) -> tuple[str, str]:
 
 
 def assemble(
-    slices: Iterable[Slice], damaged: Iterable[Damaged], *, sources: Sources, where: Callable[[str], str]
+    slices: Iterable[Slice],
+    damaged: Iterable[Damaged],
+    *,
+    sources: Sources,
+    where: Callable[[str], str],
+    gaps: str = "refuse",
 ) -> tuple[list[Series], list[Refusal]]:
     """Sort slices into series and refusals.
 
@@ -89,6 +96,7 @@ def assemble(
         damaged: files that could not be used; one of a series' makes the series unusable.
         sources: opens files where pixels have to be compared.
         where: shortens a source to what may be shown.
+        gaps: 'refuse' or 'resample' series with gaps or uneven spacing.
     """
     groups: dict[tuple[str, str], list[Slice]] = defaultdict(list)
     broken: dict[tuple[str, str], list[Damaged]] = defaultdict(list)
@@ -100,7 +108,7 @@ def assemble(
     found: list[Series] = []
     refused: list[Refusal] = []
     for name in [*groups, *(name for name in broken if name not in groups)]:
-        group = _Group(name[0], sources, where)
+        group = _Group(name[0], sources, where, gaps)
         group.add(groups.get(name, []), broken.get(name, []))
         found += group.series
         refused += group.refused
@@ -110,10 +118,11 @@ def assemble(
 class _Group:
     """What lies under one Series Instance UID."""
 
-    def __init__(self, series_uid: str, sources: Sources, where: Callable[[str], str]) -> None:
+    def __init__(self, series_uid: str, sources: Sources, where: Callable[[str], str], gaps: str) -> None:
         self.series_uid = series_uid
         self.sources = sources
         self.where = where
+        self.gaps = gaps
         self.series: list[Series] = []
         self.refused: list[Refusal] = []
 
@@ -162,7 +171,7 @@ class _Group:
     def _add_stack(self, stack: list[_Placed], notes: list[str], label: str) -> None:
         try:
             check_unique_instances([p.image.header for p in stack])
-            affine = grid_affine([p.plane for p in stack])
+            affine, grid, uneven = self._grid([p.plane for p in stack])
         except Unusable as error:
             self._refuse(error, stack[0].image.source, label=label)
             return
@@ -174,11 +183,22 @@ class _Group:
                 paths=tuple(p.image.source for p in stack),
                 headers=tuple(p.image.header for p in stack),
                 affine=affine,
-                shape=(layout.columns, layout.rows, len(stack)),
+                shape=(layout.columns, layout.rows, len(stack) if grid is None else len(grid.origins)),
                 frames=tuple(p.image.frame for p in stack),
-                notes=(*notes, *notes_on(stack[0].image.header, affine)),
+                notes=(*notes, *uneven, *notes_on(stack[0].image.header, affine)),
+                grid=grid,
             )
         )
+
+    def _grid(self, planes: list[Plane]) -> tuple[np.ndarray, SliceGrid | None, list[str]]:
+        """Affine of a stack; for an uneven one that is to be resampled also the grid, and what to say of it."""
+        try:
+            return grid_affine(planes), None, []
+        except Uneven:
+            if self.gaps == "refuse":
+                raise
+        grid = regular_grid(planes)
+        return grid.affine, grid, notes_on_grid(grid, planes)
 
     def _passes(self, stack: list[_Placed]) -> tuple[dict[str, list[_Placed]], list[str]]:
         """Stacks without two images at one place: passes told apart, true duplicates merged."""

@@ -68,6 +68,8 @@ def read_slices(stream: BinaryIO, source: str) -> list[Slice]:
     except Unusable as error:
         error.header = dataset
         raise
+    if position is not None and text(dataset.file_meta, "TransferSyntaxUID") == uid.JPEGLSNearLossless:
+        _state_loss(dataset, frames, bytes_left=stream.seek(0, io.SEEK_END) - position)
     multi = "PerFrameFunctionalGroupsSequence" in dataset
     _drop_bulk(dataset)
     if not multi:
@@ -229,6 +231,18 @@ def _check_pixels(stream: BinaryIO, dataset: FileDataset, position: int, *, size
     left = stream.seek(0, io.SEEK_END) - start
     if length != 0xFFFFFFFF and (left < length or length < size):
         raise Unusable(f"pixel data are truncated: {min(left, length)} bytes instead of {max(size, length)}")
+
+
+def _state_loss(dataset: Dataset, frames: int, *, bytes_left: int) -> None:
+    """Lossy compression as PS3.3 C.7.6.1.1.5 wants it said, of a file whose syntax says it and whose header may not.
+
+    Once the pixels travel in another syntax nothing else would tell.
+    """
+    dataset.LossyImageCompression = "01"
+    if not text(dataset, "LossyImageCompressionRatio") or not text(dataset, "LossyImageCompressionMethod"):
+        ratio = max(1.0, check_matrix(dataset, frames=frames) / max(bytes_left, 1))
+        dataset.LossyImageCompressionRatio = f"{ratio:.2f}"
+        dataset.LossyImageCompressionMethod = "ISO_14495_1"
 
 
 def _drop_bulk(dataset: Dataset) -> None:

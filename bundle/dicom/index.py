@@ -1,6 +1,14 @@
-"""Which CT series lie under a folder, found from headers alone; every other thing with the reason why not."""
+"""Which CT series lie under a folder, found from headers alone; every other thing with the reason why not.
+
+A slice that is lost inside a series leaves a gap, which is refused; a first or last slice that is lost leaves none.
+So a file that may have been one is never passed over in silence. Where its header can still be read, it refuses its
+series. Where not even that is left, nobody can say whose slice it was, or whether it was one: the series beside it
+are used with a note, and the file counts among what was refused, so that a run ends with exit code 3 and names it.
+Refusing the series instead would make a stray text file named .dcm take a patient's good scan away.
+"""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +16,7 @@ from pathlib import Path
 from bundle.dicom.elements import Unusable
 from bundle.dicom.grouping import Damaged, Refusal, assemble
 from bundle.dicom.headers import NotDicom, Slice, read_slices
+from bundle.dicom.resample import check_gaps_option
 from bundle.dicom.series import Series
 from bundle.dicom.sources import MEMBER_MARK, Sources, is_zip, walk
 from bundle.dicom.volume import Volume
@@ -16,6 +25,7 @@ from bundle.errors import BundleError
 __all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_MAYBE_A_SLICE = "cannot be read as DICOM, yet lies beside a series as a slice of it would: one may be missing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,7 @@ class _Scan:
         self.damaged: list[Damaged] = []
         self.refused: list[Refusal] = []
         self.ignored: list[str] = []
+        self.strangers: list[str] = []
 
     def where(self, source: str) -> str:
         """Path relative to the input: folders above it may carry names."""
@@ -59,6 +70,7 @@ class _Scan:
                     self.slices += read_slices(stream, source)
                     return
         except NotDicom:
+            self.strangers.append(source)
             if source.lower().endswith(_DICOM_SUFFIXES):
                 self.ignored.append(self.where(source))
             return
@@ -74,38 +86,63 @@ class _Scan:
         for member in members:
             self.read(member, sources, archives=False)
 
-    def index(self, sources: Sources) -> SeriesIndex:
+    def index(self, sources: Sources, *, gaps: str = "refuse") -> SeriesIndex:
         """Assemble what was read."""
-        series, refused = assemble(self.slices, self.damaged, sources=sources, where=self.where)
+        series, refused = assemble(self.slices, self.damaged, sources=sources, where=self.where, gaps=gaps)
+        lost = [self.where(d.source) for d in self.damaged if d.error.header is None and not d.error.foreign]
+        lost += [refusal.where for refusal in self.refused]  # these are refused already
+        found, uncounted = [], set()
+        for one in sorted(series, key=lambda s: s.key):
+            silent = self._strangers_beside(one)
+            uncounted.update(silent)
+            found.append(_with_neighbours(one, sorted({*silent, *_beside(self._folders(one), lost)})))
+        refused += [
+            Refusal("", _MAYBE_A_SLICE, name, "fetch the series again, or move the file away") for name in uncounted
+        ]
         everything = sorted([*self.refused, *refused], key=lambda r: (r.where, r.reason))
-        found = [self._with_neighbours(s) for s in sorted(series, key=lambda s: s.key)]
         return SeriesIndex(found, everything, sorted(self.ignored))
 
-    def _with_neighbours(self, series: Series) -> Series:
-        """Note what lies beside a series and may have been its first or last slice: such a loss leaves no gap."""
-        folders = {str(Path(self.where(path)).parent) for path in series.paths}
-        beside = [name for name in self._unreadable() if str(Path(name).parent) in folders]
-        if not beside:
-            return series
-        note = f"{len(beside)} unreadable files lie beside it ({beside[0]}): a first or last slice may be missing"
-        return replace(series, notes=(*series.notes, note))
+    def _folders(self, series: Series) -> set[str]:
+        return {str(Path(self.where(path)).parent) for path in series.paths}
 
-    def _unreadable(self) -> list[str]:
-        """Files that may be damaged slices of any series."""
-        lost = [self.where(d.source) for d in self.damaged if d.error.header is None and not d.error.foreign]
-        return sorted([*lost, *self.ignored, *(r.where for r in self.refused)])
+    def _strangers_beside(self, series: Series) -> list[str]:
+        """Files beside a series that are no DICOM, but are named as DICOM is or as the series' own files are."""
+        shapes = {_name_shape(path) for path in series.paths}
+        named = [s for s in self.strangers if s.lower().endswith(_DICOM_SUFFIXES) or _name_shape(s) in shapes]
+        return _beside(self._folders(series), [self.where(source) for source in named])
 
 
-def find_series(root: Path, *, progress: Callable[[int, int], None] | None = None) -> SeriesIndex:
+def _beside(folders: set[str], names: Iterable[str]) -> list[str]:
+    return [name for name in names if str(Path(name).parent) in folders]
+
+
+def _name_shape(source: str) -> str:
+    """A file's name with its numbers blanked out: 'IM0012' and 'IM0013' have one shape; "" without numbers."""
+    name = source.replace("\\", "/").rsplit("/", 1)[-1]
+    shape = re.sub(r"[0-9]+", "#", name)
+    return "" if shape == name else shape
+
+
+def _with_neighbours(series: Series, beside: Sequence[str]) -> Series:
+    """Note what lies beside a series and may have been its first or last slice: such a loss leaves no gap."""
+    if not beside:
+        return series
+    note = f"{len(beside)} unreadable files lie beside it ({beside[0]}): a first or last slice may be missing"
+    return replace(series, notes=(*series.notes, note))
+
+
+def find_series(root: Path, *, progress: Callable[[int, int], None] | None = None, gaps: str = "refuse") -> SeriesIndex:
     """Find the CT volumes under `root`: a folder of any nesting, with or without ZIP archives, or one file.
 
     Args:
         root: the input.
         progress: called with (files read, files in all).
+        gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
 
     Raises:
         BundleError: when `root` is missing, empty, or holds no DICOM at all.
     """
+    check_gaps_option(gaps)
     root = Path(root)
     if not root.exists():
         raise BundleError(f"input '{root.name}' does not exist", hint="name a folder of DICOM files")
@@ -120,11 +157,15 @@ def find_series(root: Path, *, progress: Callable[[int, int], None] | None = Non
                 progress(number, len(paths))
         if not (scan.slices or scan.damaged or scan.refused):
             raise BundleError(f"input '{root.name}' holds no DICOM files", hint="name a folder of DICOM files")
-        return scan.index(sources)
+        return scan.index(sources, gaps=gaps)
 
 
-def read_volume(paths: Sequence[str] | str | Path) -> Volume:
+def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> Volume:
     """Read one volume from an explicit list of files in any order, or from a folder that holds one series.
+
+    Args:
+        paths: files, or one folder.
+        gaps: as for `find_series`.
 
     Raises:
         BundleError: when they do not make exactly one CT volume; says why.
@@ -133,9 +174,11 @@ def read_volume(paths: Sequence[str] | str | Path) -> Volume:
     if not listed:
         raise BundleError("no files to read a volume from")
     if len(listed) == 1 and MEMBER_MARK not in listed[0]:
-        index = find_series(Path(listed[0]))
+        index = find_series(Path(listed[0]), gaps=gaps)
     else:
-        index = _index_of_files(dict.fromkeys(listed))  # a multi-frame object is listed once per frame
+        index = _index_of_files(
+            dict.fromkeys(listed), gaps=check_gaps_option(gaps)
+        )  # a multi-frame object is listed once per frame
     if len(index.series) == 1:
         return index.series[0].load()
     if index.series:
@@ -145,7 +188,7 @@ def read_volume(paths: Sequence[str] | str | Path) -> Volume:
     raise BundleError(f"no usable CT series: {reasons}", hint=index.refused[0].hint if index.refused else "")
 
 
-def _index_of_files(paths: Iterable[str]) -> SeriesIndex:
+def _index_of_files(paths: Iterable[str], *, gaps: str) -> SeriesIndex:
     """Index of explicitly named files: one that is no usable CT image is an error, not something beside."""
     listed = list(paths)
     scan = _Scan(Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed])))
@@ -155,7 +198,7 @@ def _index_of_files(paths: Iterable[str]) -> SeriesIndex:
             scan.read(path, sources)
             if len(scan.slices) == before and not scan.damaged and not scan.refused:
                 raise BundleError(f"file '{Path(path).name}' is no DICOM file")
-        index = scan.index(sources)
+        index = scan.index(sources, gaps=gaps)
     if scan.damaged or scan.refused:
         return SeriesIndex([], index.refused, index.ignored)
     return index

@@ -19,6 +19,7 @@ from monai.utils.misc import ImageMetaKey
 from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it as the place to extend
 
 from bundle.dicom.index import read_volume
+from bundle.dicom.resample import check_gaps_option
 from bundle.dicom.series import KEY_DIGITS, Series
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
@@ -41,7 +42,15 @@ default_collate_fn_map[Volume] = _series_keys
 
 
 class SeriesReader(ImageReader):
-    """Reads one CT volume from a list of DICOM files, a folder with one series, or a NIfTI file in HU."""
+    """Reads one CT volume from a list of DICOM files, a folder with one series, or a NIfTI file in HU.
+
+    Args:
+        gaps: 'refuse' DICOM series with gaps or uneven spacing, or 'resample' them by true positions.
+    """
+
+    def __init__(self, *, gaps: str = "refuse") -> None:
+        super().__init__()
+        self.gaps = check_gaps_option(gaps)
 
     def verify_suffix(self, filename: Sequence[os.PathLike | str] | os.PathLike | str) -> bool:
         """Accept everything: DICOM files need no suffix; `read` says what is wrong."""
@@ -60,7 +69,7 @@ class SeriesReader(ImageReader):
         paths = [str(data)] if isinstance(data, str | os.PathLike) else [str(path) for path in data]
         if len(paths) == 1 and paths[0].lower().endswith(_NIFTI_SUFFIXES):
             return read_nifti(Path(paths[0]))
-        return read_volume(paths)
+        return read_volume(paths, gaps=self.gaps)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Array (H, W, D), float32 HU, writable, and its meta data.
@@ -84,13 +93,14 @@ class LoadSeriesd(LoadImaged):
     Args:
         keys: of the items that hold a list of files, a folder or a NIfTI file.
         allow_missing_keys: whether items without a key pass.
+        gaps: as for SeriesReader.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, *, gaps: str = "refuse") -> None:
         # Not LoadImaged's own __init__: it registers the default readers, warns about some, and its loader
         # refuses meta data that hold a Volume.
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self._reader = SeriesReader()
+        self._reader = SeriesReader(gaps=gaps)
 
     def register(self, reader: ImageReader) -> None:
         """Refuse: a second reader is what this class exists to avoid.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset, FileDataset
 from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import Image, compressed_frames, decode, decode_all, is_native, padding_range, pixel_layout
+from bundle.dicom.resample import SliceGrid, resample
 from bundle.dicom.sources import Sources
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
@@ -29,9 +30,11 @@ class Series:
             object appears once per frame.
         headers: one flat header per slice, without pixel data and private elements.
         affine: (i, j, k, 1) -> LPS mm, float64 (4, 4).
-        shape: (H, W, D): columns, rows and slices of the stored matrix, in the order of the affine's axes.
+        shape: (H, W, D): columns, rows and slices of the volume, in the order of the affine's axes.
         frames: frame number per slice in its object, None for single-frame objects.
         notes: what a user should know although the series is usable.
+        grid: for uneven slices, the regular grid (that of `affine` and `shape`) onto which `load` resamples them;
+            `paths`, `headers` and `frames` are those of the slices that are really there.
     """
 
     key: str
@@ -41,6 +44,7 @@ class Series:
     shape: tuple[int, int, int]
     frames: tuple[int | None, ...]
     notes: tuple[str, ...] = field(default=())
+    grid: SliceGrid | None = None
 
     def load(self) -> Volume:
         """Read the pixels.
@@ -48,7 +52,10 @@ class Series:
         Raises:
             BundleError: when a file cannot be read or decoded, or is no longer what the index saw.
         """
-        return load_volume(self)
+        if self.grid is None:
+            return load_volume(self)
+        present = replace(self, shape=(*self.shape[:2], len(self.paths)), grid=None)
+        return resample(load_volume(present), self.grid)
 
     @property
     def patient_key(self) -> str:

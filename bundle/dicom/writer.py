@@ -1,26 +1,21 @@
 """Derived CT series (PS3.3 A.3): restored pixels in the source's study, frame of reference and geometry."""
 
-import contextlib
 import datetime
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from pydicom import config, uid
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom import uid
+from pydicom.dataset import Dataset
 
 from bundle.dicom.derived_header import code, decimal_string, inherited, set_values
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.encoding import EncodedSlice, encode
-from bundle.dicom.pixels import transfer_syntax
+from bundle.dicom.instance import check_encoded, named_syntax, strict_writing, write_instance
 from bundle.dicom.uids import Identifiers, derived_uid, is_valid_uid, repaired_identifiers, source_instance_uid
 from bundle.dicom.volume import Volume
 from bundle.files import digest
 
-IMPLEMENTATION_CLASS_UID = derived_uid("ct-enhance", "implementation class")
-IMPLEMENTATION_VERSION_NAME = "CT_ENHANCE"
 _MAX_INTEGER_STRING = 2**31 - 1
 
 
@@ -63,7 +58,13 @@ class DerivedSeries:
 
 
 def write_derived_series(
-    volume: Volume, restored_hu: np.ndarray, folder: Path, *, derivation: Derivation, now: datetime.datetime
+    volume: Volume,
+    restored_hu: np.ndarray,
+    folder: Path,
+    *,
+    derivation: Derivation,
+    now: datetime.datetime,
+    transfer_syntax: str = "explicit",
 ) -> DerivedSeries:
     """Write a restored volume as a derived series, one file per slice; the same inputs give the same bytes.
 
@@ -73,28 +74,41 @@ def write_derived_series(
         folder: where the files go, created when absent; hand in a temporary one to publish it whole.
         derivation: how it was derived.
         now: the one clock of the run.
+        transfer_syntax: 'explicit' (little endian), or lossless 'rle', 'jpeg_ls' or 'jpeg_2000'; does not change UIDs.
 
     Raises:
-        BundleError: when the values cannot be stored without loss of range.
+        BundleError: when the values cannot be stored without loss of range, or encoded without loss.
     """
+    syntax = named_syntax(transfer_syntax)
     encoded = encode(volume, restored_hu)
-    identifiers = repaired_identifiers(volume.headers, key=volume.key)
+    identifiers = repaired_identifiers(volume.source_headers, key=volume.key)
     pixel_digest = digest(*(image.stored.astype("<i4").tobytes() for image in encoded))
     origin = (pixel_digest, derivation.settings_digest, derivation.weights_digest)
     series_uid = derived_uid("series", identifiers.series, *origin)
-    sop_uids = tuple(derived_uid("instance", series_uid, source) for source in identifiers.instances)
+    sop_uids = tuple(_instance_uid(volume, k, identifiers, series_uid) for k in range(len(encoded)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with quiet(), _strict_writing():
+    with quiet(), strict_writing():
         for k, image in enumerate(encoded):
             header = _header(volume, k, image, identifiers=identifiers, derivation=derivation, now=now)
             set_values(header, SeriesInstanceUID=series_uid, SOPInstanceUID=sop_uids[k], InstanceNumber=str(k + 1))
             path = folder / f"IM{k + 1:04d}.dcm"
-            _write(header, path)
+            write_instance(header, path, stored=image.stored, syntax=syntax)
             paths.append(path)
+        if syntax.encoder:
+            check_encoded(paths, [image.stored for image in encoded], syntax=syntax)
     mapping = dict(identifiers.mapping)
-    mapping |= {identifiers.series: series_uid, **dict(zip(identifiers.instances, sop_uids, strict=True))}
+    mapping[identifiers.series] = series_uid
+    for k, sop_uid in enumerate(sop_uids):
+        if volume.is_true_slice(k):
+            mapping[identifiers.instances[volume.sources(k)[0]]] = sop_uid
     return DerivedSeries(series_uid=series_uid, sop_uids=sop_uids, uid_mapping=mapping, paths=tuple(paths))
+
+
+def _instance_uid(volume: Volume, k: int, identifiers: Identifiers, series_uid: str) -> str:
+    """SOP Instance UID of slice k; one that is no true slice is told apart by its number."""
+    sources = [identifiers.instances[n] for n in volume.sources(k)]
+    return derived_uid("instance", series_uid, *sources, *([] if volume.is_true_slice(k) else [str(k)]))
 
 
 def _header(
@@ -125,17 +139,31 @@ def _header(
         SeriesTime=time,
         ContentDate=date,
         ContentTime=time,
-        DerivationDescription=derivation.description[:1024],
-        SourceImageSequence=[_source_item(source, identifiers.instances[k])],
+        DerivationDescription=_description(volume, k, derivation),
+        SourceImageSequence=[
+            _source_item(volume.source_headers[n], identifiers.instances[n], moved=not volume.is_true_slice(k))
+            for n in volume.sources(k)
+        ],
+        BurnedInAnnotation="YES" if text(source, "BurnedInAnnotation") == "YES" else "NO",
         ContributingEquipmentSequence=[
             *header.get("ContributingEquipmentSequence", []),
             _equipment_item(derivation, now),
         ],
     )
-    if transfer_syntax(source) == uid.JPEGLSNearLossless:
-        set_values(header, LossyImageCompression="01", LossyImageCompressionMethod="ISO_14495_1")
-    _set_pixels(header, image, slope=float(volume.slope[k]))
+    if volume.resampled:
+        set_values(header, DerivationCodeSequence=[code("113085", "Spatial resampling")])
+    _set_pixels(header, image)
     return header
+
+
+def _description(volume: Volume, k: int, derivation: Derivation) -> str:
+    """Derivation Description: the method, and what resampling did to this slice."""
+    resampled = ""
+    if volume.resampled:
+        what = "kept as it was" if volume.is_true_slice(k) else "interpolated linearly"
+        missing = f"slices at {volume.spacing_mm[2]:.4g} mm by true positions, this one {what}"
+        resampled = f"; gaps or irregular spacing of the source resampled: {missing}"
+    return derivation.description[: 1024 - len(resampled)] + resampled
 
 
 def _series_number(source: Dataset, derivation: Derivation) -> int:
@@ -146,8 +174,8 @@ def _series_number(source: Dataset, derivation: Derivation) -> int:
     return min(number + derivation.series_number_offset, _MAX_INTEGER_STRING)
 
 
-def _source_item(source: Dataset, instance_uid: str) -> Dataset:
-    """Image SOP Instance Reference of the source slice (PS3.3 C.7.6.1.1.4)."""
+def _source_item(source: Dataset, instance_uid: str, *, moved: bool) -> Dataset:
+    """Image SOP Instance Reference of a source slice (PS3.3 C.7.6.1.1.4); `moved`: it does not lie where ours does."""
     item = Dataset()
     sop_class = text(source, "SOPClassUID")
     frame = integer(source, "ReferencedFrameNumber")
@@ -158,7 +186,7 @@ def _source_item(source: Dataset, instance_uid: str) -> Dataset:
         item,
         ReferencedSOPClassUID=sop_class if is_valid_uid(sop_class) else uid.CTImageStorage,
         ReferencedSOPInstanceUID=instance_uid,
-        SpatialLocationsPreserved="YES",
+        SpatialLocationsPreserved="NO" if moved else "YES",
         PurposeOfReferenceCodeSequence=[code("121322", "Source image for image processing operation")],
     )
     return item
@@ -181,7 +209,7 @@ def _equipment_item(derivation: Derivation, now: datetime.datetime) -> Dataset:
     return item
 
 
-def _set_pixels(header: Dataset, image: EncodedSlice, *, slope: float) -> None:
+def _set_pixels(header: Dataset, image: EncodedSlice) -> None:
     layout = image.layout
     set_values(
         header,
@@ -193,7 +221,7 @@ def _set_pixels(header: Dataset, image: EncodedSlice, *, slope: float) -> None:
         HighBit=layout.stored - 1,
         PixelRepresentation=int(layout.signed),
         RescaleIntercept=decimal_string(image.intercept),
-        RescaleSlope=decimal_string(slope),
+        RescaleSlope=decimal_string(image.slope),
         RescaleType="HU",
     )
     if image.padding is not None:
@@ -201,26 +229,3 @@ def _set_pixels(header: Dataset, image: EncodedSlice, *, slope: float) -> None:
         header.add_new("PixelPaddingValue", vr, image.padding[0])
         if image.padding[1] is not None:
             header.add_new("PixelPaddingRangeLimit", vr, image.padding[1])
-    header.add_new("PixelData", "OW", image.stored.astype(f"<{image.stored.dtype.str[1:]}").tobytes())
-
-
-def _write(header: Dataset, path: Path) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = uid.CTImageStorage
-    meta.MediaStorageSOPInstanceUID = uid.UID(header.SOPInstanceUID)
-    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    dataset = FileDataset(str(path), header, preamble=b"\0" * 128, file_meta=meta)
-    pydicom.dcmwrite(path, dataset, enforce_file_format=True)
-
-
-@contextlib.contextmanager
-def _strict_writing() -> Iterator[None]:
-    """Make pydicom refuse to write an invalid value, where it would only warn."""
-    before = config.settings.writing_validation_mode
-    config.settings.writing_validation_mode = config.RAISE
-    try:
-        yield
-    finally:
-        config.settings.writing_validation_mode = before

@@ -14,6 +14,7 @@ import bundle
 from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.dicom.index import Refusal
+from bundle.dicom.instance import named_syntax
 from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, DerivedSeries, write_derived_series
 from bundle.errors import BundleError, ExitCode
@@ -124,6 +125,7 @@ class SaveRestored(Transform):
         description: the method in words, for Derivation Description.
         series_suffix: appended to the Series Description.
         save_nifti: also write volume.nii.gz.
+        transfer_syntax: of the DICOM files, as for `write_derived_series`.
     """
 
     def __init__(
@@ -134,7 +136,9 @@ class SaveRestored(Transform):
         description: str,
         series_suffix: str = "enhanced",
         save_nifti: bool = False,
+        transfer_syntax: str = "explicit",
     ) -> None:
+        named_syntax(transfer_syntax)  # a wrong name ends the run before any work is done
         if not 0 <= strength <= 1:
             raise BundleError(f"strength must be between 0 and 1, not {strength}")
         self.output = output
@@ -142,6 +146,7 @@ class SaveRestored(Transform):
         self.description = description
         self.series_suffix = series_suffix
         self.save_nifti = save_nifti
+        self.transfer_syntax = transfer_syntax
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Write one series; the folder appears whole or not at all."""
@@ -172,7 +177,14 @@ class SaveRestored(Transform):
             import nibabel
 
             nibabel.save(nibabel.Nifti1Image(restored_hu, source.affine_ras), folder / "volume.nii.gz")
-        return write_derived_series(source, restored_hu, folder / "dicom", derivation=derivation, now=self.output.now)
+        return write_derived_series(
+            source,
+            restored_hu,
+            folder / "dicom",
+            derivation=derivation,
+            now=self.output.now,
+            transfer_syntax=self.transfer_syntax,
+        )
 
     def _describe(self, case: Case, source: Volume, restored_hu: np.ndarray) -> dict[str, Any]:
         """Summary of a series, without identifiers."""
@@ -184,6 +196,7 @@ class SaveRestored(Transform):
             "fingerprint": self.output.fingerprint(case),
             "shape": list(source.array.shape),
             "spacing_mm": [round(value, 6) for value in source.spacing_mm],
+            "interpolated_slices": [k for k in range(source.shape[2]) if not source.is_true_slice(k)],
             "noise_hu_before": round(float(np.median(before)), 3),
             "noise_hu_after": round(float(np.median(after)), 3),
             "mean_change_hu": round(float(change.mean()), 4),

@@ -1,0 +1,114 @@
+"""One instance as a file: its meta group, strict values, and the transfer syntax its pixels travel in."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom import config, uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+
+from bundle.dicom.elements import Unusable
+from bundle.dicom.headers import NotDicom, read_whole
+from bundle.dicom.pixels import Image, decode_all
+from bundle.dicom.uids import derived_uid
+from bundle.errors import BundleError
+
+IMPLEMENTATION_CLASS_UID = derived_uid("ct-enhance", "implementation class")
+IMPLEMENTATION_VERSION_NAME = "CT_ENHANCE"
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """A lossless transfer syntax, and pydicom's name of its encoder; "" where none is needed."""
+
+    uid: uid.UID
+    encoder: str = ""
+
+
+SYNTAXES = {
+    "explicit": Syntax(uid.ExplicitVRLittleEndian),
+    "rle": Syntax(uid.RLELossless, "pylibjpeg"),
+    "jpeg_ls": Syntax(uid.JPEGLSLossless, "pyjpegls"),
+    "jpeg_2000": Syntax(uid.JPEG2000Lossless, "pylibjpeg"),
+}
+
+
+def named_syntax(name: str) -> Syntax:
+    """The transfer syntax called `name`.
+
+    Raises:
+        BundleError: when it is none of `SYNTAXES`.
+    """
+    if name not in SYNTAXES:
+        raise BundleError(f"transfer_syntax must be one of {', '.join(SYNTAXES)}, not {name}")
+    return SYNTAXES[name]
+
+
+def write_instance(header: Dataset, path: Path, *, stored: np.ndarray, syntax: Syntax) -> None:
+    """Write one image; files of an encoded syntax are to be checked by `check_encoded` afterwards.
+
+    Args:
+        header: complete but for its pixels, valid for the CT Image Storage SOP class.
+        path: of the file.
+        stored: stored values, (rows, columns), int16 or uint16.
+        syntax: of the file.
+
+    Raises:
+        BundleError: when the encoder is missing or fails.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = uid.CTImageStorage
+    meta.MediaStorageSOPInstanceUID = uid.UID(header.SOPInstanceUID)
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    dataset = FileDataset(str(path), header, preamble=b"\0" * 128, file_meta=meta)
+    dataset.add_new("PixelData", "OW", stored.astype(f"<{stored.dtype.str[1:]}").tobytes())
+    if syntax.encoder:
+        try:
+            dataset.compress(syntax.uid, encoding_plugin=syntax.encoder, generate_instance_uid=False)
+        except Exception as error:  # each encoder has its own kinds
+            raise BundleError(f"pixels cannot be encoded as {syntax.uid.name}", hint=_OTHER_SYNTAX) from error
+    pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+
+
+def check_encoded(paths: Sequence[Path], stored: Sequence[np.ndarray], *, syntax: Syntax) -> None:
+    """Read encoded files back, by the decoders that read series, and compare.
+
+    Args:
+        paths: one file per image.
+        stored: stored values (rows, columns) of each.
+        syntax: of the files.
+
+    Raises:
+        BundleError: when one does not decode to exactly its stored values.
+    """
+
+    def images() -> Iterator[Image]:
+        for path in paths:
+            with path.open("rb") as stream:
+                yield Image(read_whole(stream))
+
+    try:
+        same = [np.array_equal(values, stored[k]) for k, values in decode_all(images(), count=len(paths))]  # type: ignore[arg-type]
+    except (Unusable, NotDicom):
+        same = []
+    if len(same) != len(paths) or not all(same):
+        raise BundleError(f"pixels encoded as {syntax.uid.name} do not decode to themselves", hint=_OTHER_SYNTAX)
+
+
+@contextlib.contextmanager
+def strict_writing() -> Iterator[None]:
+    """Make pydicom refuse to write an invalid value, where it would only warn."""
+    before = config.settings.writing_validation_mode
+    config.settings.writing_validation_mode = config.RAISE
+    try:
+        yield
+    finally:
+        config.settings.writing_validation_mode = before
+
+
+_OTHER_SYNTAX = "write with --transfer_syntax explicit"
