@@ -32,7 +32,7 @@ from bundle.progress import Progress, set_quiet, track
 SCHEMA_VERSION = 1
 WIDTH = 80
 _SWITCHES = ("json", "noise", "quiet")
-_USAGE = "python -m bundle inspect DIR [--json] [--noise true] [--quiet]"
+_USAGE = "python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]"
 _HEADER = f"{'series':16} {'size':12} {'spacing mm':15} {'kVp':>4} {'mA':>8} {'noise':>6} kernel"
 
 
@@ -45,9 +45,9 @@ def inspect(arguments: Sequence[str]) -> int:
     Raises:
         BundleError: when the arguments are wrong, or (after printing) when no series is usable.
     """
-    root, switches = _parsed(arguments)
+    root, switches, gaps = _parsed(arguments)
     set_quiet(switches["quiet"])
-    index = _index(root)
+    index = _index(root, gaps=gaps)
     reports = [report_of(series, root=root) for series in index.series]
     if switches["noise"]:
         pairs = list(zip(index.series, reports, strict=True))
@@ -69,37 +69,39 @@ def _print(lines: Iterable[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parsed(arguments: Sequence[str]) -> tuple[Path, dict[str, bool]]:
-    """The folder and the switches; fire would read `--noise` as the opposite of `--ise`."""
-    switches = dict.fromkeys(_SWITCHES, False)
+def _parsed(arguments: Sequence[str]) -> tuple[Path, dict[str, bool], str]:
+    """The folder, the switches and `gaps`; fire would read `--noise` as the opposite of `--ise`."""
+    switches, gaps = dict.fromkeys(_SWITCHES, False), "refuse"
     folders: list[str] = []
     rest = list(arguments)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             folders.append(f"{name}{equals}{value}")
-            continue
-        if name[2:] not in switches:
-            near = nearest(name[2:], switches)
+        elif name == "--gaps":
+            gaps = value if equals else (rest.pop(0) if rest else "")
+        elif name[2:] in switches:
+            if not equals:
+                value = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
+            switches[name[2:]] = flag(value)
+        else:
+            near = nearest(name[2:], (*switches, "gaps"))
             raise BundleError(f"unknown option {name}", hint=f"did you mean --{near}?" if near else _USAGE)
-        if not equals:
-            value = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
-        switches[name[2:]] = flag(value)
     if not folders:
         raise BundleError("DIR is required", hint=_USAGE)
     if len(folders) > 1:
         raise BundleError(f"unexpected argument '{folders[1]}'", hint=_USAGE)
-    return Path(folders[0]), switches
+    return Path(folders[0]), switches, gaps
 
 
-def _index(root: Path) -> SeriesIndex:
+def _index(root: Path, *, gaps: str) -> SeriesIndex:
     with Progress("reading headers", unit="file") as progress:
 
         def update(done: int, total: int) -> None:
             progress.total = total
             progress.update()
 
-        return find_series(root, progress=update)
+        return find_series(root, progress=update, gaps=gaps)
 
 
 def _with_noise(report: SeriesReport, series: Series) -> SeriesReport:

@@ -28,7 +28,7 @@ usage:
       arguments as `python -m monai.bundle run`, and the exit codes below.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
-  python -m bundle inspect DIR [--json] [--noise true] [--quiet]
+  python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]
       Say which series below the folder DIR would be used, and why the others
       would not; --noise true also decodes a few slices of each.
   python -m bundle --help | --version

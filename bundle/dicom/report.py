@@ -29,25 +29,19 @@ class SeriesReport:
     """Facts of one series; None or "" where the headers do not say. It holds no patient identifiers.
 
     Attributes:
-        key: series key, "" where there is none.
-        where: folder of the series, or file that the refusal is about, relative to the input.
         verdict: "usable", "refused" (should have been usable), or "not CT volume" (never was one).
-        reason: why.
-        hint: what to do about it.
+        reason, hint: why, and what to do about it.
+        where: folder of the series, or file that the refusal is about, relative to the input.
+        key: series key, "" where there is none.
         notes: what a user should know although the series is usable.
         scanner: manufacturer and model.
-        body_part: Body Part Examined.
-        kernel: Convolution Kernel.
-        kvp: tube voltage, kV.
+        body_part, kernel, kvp, thickness_mm: as the headers have them.
         tube_current_ma, exposure_time_ms: lowest and highest of the slices.
         exposure_mas: Exposure as the scanner wrote it, lowest and highest; makers mean different things by it.
-        size: columns, rows, slices.
-        spacing_mm: between columns, rows and slice planes.
-        thickness_mm: Slice Thickness.
+        size, spacing_mm: along a row, down a column, across the slices.
         tilt_degrees: angle between the step from slice to slice and the slices' normal.
-        missing_slices: holes in a regular grid.
+        missing_slices, irregular: holes in a regular grid; True when there is no such grid.
         duplicates: slices merged with an identical one.
-        irregular: the slices make no regular grid.
         transfer_syntax: how the pixels are stored.
         lossy: they were once compressed with loss.
         noise_hu: noise estimate of a few slices; None unless it was measured.
@@ -81,10 +75,9 @@ class SeriesReport:
 def report_of(series: Series, *, root: Path) -> SeriesReport:
     """Report a usable series; `root` is the input that it was found in."""
     tilt = round(tilt_degrees(series.affine), 2)
-    grid = "sheared" if tilt > 0.1 else "regular"
     return SeriesReport(
         verdict=USABLE,
-        reason=f"{series.shape[2]} slices on one {grid} grid",
+        reason=f"{series.shape[2]} slices on one {'sheared' if tilt > 0.1 else 'regular'} grid",
         where=_folder(series.paths, root),
         key=series.key,
         notes=series.notes,
@@ -92,6 +85,7 @@ def report_of(series: Series, *, root: Path) -> SeriesReport:
         spacing_mm=tuple(round(value, 6) for value in series.spacing_mm),  # type: ignore[arg-type]
         tilt_degrees=tilt,
         duplicates=_count(r"duplicate slices were merged: (\d+)", series.notes),
+        **_holes(series),
         **_facts(series.headers),
     )
 
@@ -112,12 +106,12 @@ def report_of_refusal(refusal: Refusal, *, root: Path) -> SeriesReport:
 
 
 def sample_slices_hu(series: Series, *, count: int = 3) -> np.ndarray:
-    """HU (H, W, n) of at most `count` slices spread evenly over the series, not those at its ends.
+    """HU (H, W, n) of at most `count` true slices spread evenly over the series, not those at its ends.
 
     Raises:
         BundleError: when one cannot be decoded.
     """
-    depth = series.shape[2]
+    depth = len(series.paths)
     chosen = sorted({(2 * n + 1) * depth // (2 * count) for n in range(count)})
     few = replace(
         series,
@@ -125,6 +119,7 @@ def sample_slices_hu(series: Series, *, count: int = 3) -> np.ndarray:
         headers=tuple(series.headers[k] for k in chosen),
         frames=tuple(series.frames[k] for k in chosen),
         shape=(*series.shape[:2], len(chosen)),
+        grid=None,
     )
     return few.load().array
 
@@ -136,9 +131,8 @@ def shown(value: str) -> str:
 
 def _facts(headers: Sequence[Dataset]) -> dict[str, Any]:
     first = headers[0]
-    names = [text(first, keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
     return {
-        "scanner": shown(" ".join(filter(None, names))),
+        "scanner": shown(f"{text(first, 'Manufacturer')} {text(first, 'ManufacturerModelName')}"),
         "body_part": shown(text(first, "BodyPartExamined")),
         "kernel": shown(text(first, "ConvolutionKernel").replace("\\", " ")),
         "kvp": _number(first, "KVP"),
@@ -158,20 +152,27 @@ def _syntax_name(syntax: str) -> str:
 
 
 def _number(header: Dataset, keyword: str) -> float | None:
-    try:
+    with contextlib.suppress(Unusable):
         return decimals(header, keyword, count=1)[0]
-    except Unusable:
-        return None
+    return None
 
 
-def _range(headers: Iterable[Dataset], *keywords: str) -> tuple[float, float] | None:
+def _range(headers: Sequence[Dataset], *keywords: str) -> tuple[float, float] | None:
     """Lowest and highest value over slices, of the first of `keywords` that has any (multi-frame names differ)."""
-    listed = list(headers)
     for keyword in keywords:
-        values = [value for header in listed if (value := _number(header, keyword)) is not None]
+        values = [value for header in headers if (value := _number(header, keyword)) is not None]
         if values:
             return min(values), max(values)
     return None
+
+
+def _holes(series: Series) -> dict[str, Any]:
+    """Slices that a resampled series' grid lacks, and whether its own slices made no such grid."""
+    if series.grid is None:
+        return {}
+    exact = series.grid.origins.exact
+    whole = int(exact.sum()) == len(series.paths)
+    return {"missing_slices": int((~exact).sum()) if whole else 0, "irregular": not whole}
 
 
 def _count(pattern: str, texts: Iterable[str]) -> int:
@@ -185,15 +186,14 @@ def _folder(paths: Sequence[str], root: Path) -> str:
         path.split(MEMBER_MARK, 1)[0] if MEMBER_MARK in path and not os.path.lexists(path) else str(Path(path).parent)
         for path in paths
     }
-    above = root if root.is_dir() else root.parent
-    relative = os.path.relpath(os.path.commonpath(list(folders)), above)
+    relative = os.path.relpath(os.path.commonpath(list(folders)), root if root.is_dir() else root.parent)
     return "." if relative.startswith("..") else shown(relative.replace(os.sep, "/"))
 
 
 def _header_of(where: str, root: Path) -> Dataset | None:
     """Header of a file that a refusal names ("path" or "path and 3 more"); None when it cannot be read."""
     source = str((root if root.is_dir() else root.parent) / re.sub(r" and \d+ more$", "", where))
-    with contextlib.suppress(Exception), Sources() as sources:  # an archive member may raise anything of zlib's
-        with sources.open(source) as stream:
-            return read_header(stream)
+    # An archive member may raise anything of zlib's.
+    with contextlib.suppress(Exception), Sources() as sources, sources.open(source) as stream:
+        return read_header(stream)
     return None

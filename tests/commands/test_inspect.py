@@ -86,6 +86,16 @@ def test_noise_finds_pixels_that_cannot_be_decoded(tmp_path, reported):
     assert verdicts == {"good": "usable", "bad": "refused"}
 
 
+def test_gaps_may_be_resampled(tmp_path, reported):
+    write_phantom_series(tmp_path, drop=(5,))
+    for option in (["--gaps", "resample"], ["--gaps=resample"]):
+        (report,) = reported(tmp_path, *option)["series"]
+        assert (report["verdict"], report["missing_slices"], report["size"]) == ("usable", 1, [64, 64, 12])
+    for option in (["--gaps"], ["--gaps", "guess"]):
+        with pytest.raises(BundleError, match="gaps"):
+            reported(tmp_path, *option)
+
+
 def test_nothing_usable_is_said_after_the_reasons(tmp_path, capsys):
     write_phantom_series(tmp_path, slices=1)
     assert main(["inspect", str(tmp_path)]) == 2
@@ -109,6 +119,7 @@ def test_input_that_is_missing_or_empty(tmp_path, capsys):
         (["in", "--jsn"], "did you mean --json"),
         (["in", "--noise", "maybe"], "unexpected argument 'maybe'"),
         (["in", "--noise=maybe"], "neither true nor false"),
+        (["in", "--gap"], "did you mean --gaps"),
     ],
 )
 def test_wrong_arguments(arguments, words):

@@ -89,6 +89,20 @@ def test_irregular_spacing(tmp_path):
     assert refused(tmp_path).irregular
 
 
+def test_resampled_series_say_what_was_not_there(tmp_path):
+    hu = write_phantom_series(tmp_path / "gap", drop=(3, 7))
+    write_phantom_series(tmp_path / "odd", ImagePositionPatient=lambda k: ["0", "0", f"{k * 2.5 + (k == 5) * 0.7:g}"])
+    seen = []
+    for name in ("gap", "odd"):
+        (series,) = find_series(tmp_path / name, gaps="resample").series
+        report = report_of(series, root=tmp_path)
+        assert report.verdict == "usable" and report.notes
+        seen.append((report.missing_slices, report.irregular))
+    assert seen == [(2, False), (0, True)]
+    (series,) = find_series(tmp_path / "gap", gaps="resample").series
+    np.testing.assert_array_equal(sample_slices_hu(series), hu[:, :, [1, 6, 10]])
+
+
 def test_what_is_no_ct_is_told_apart_and_its_facts_left_alone(tmp_path):
     write_phantom_series(tmp_path, Modality="MR")
     report = refused(tmp_path)

@@ -36,13 +36,15 @@ PLUGINS = [Path(folder) / "libOrthancDicomWeb.so" for folder in ("/usr/share/ort
 needs_data = pytest.mark.skipif(not NAMES, reason="no real series here")
 
 
-def only(folder: Path) -> Series:
-    (series,) = find_series(folder).series
+def only(folder: Path, *, gaps: str = "refuse") -> Series:
+    (series,) = find_series(folder, gaps=gaps).series
     return series
 
 
-def derive(source: Path, target: Path, *, change: int = 0, settings: str = "identity") -> DerivedSeries:
-    volume = only(source).load()
+def derive(
+    source: Path, target: Path, *, change: int = 0, settings: str = "identity", gaps: str = "refuse"
+) -> DerivedSeries:
+    volume = only(source, gaps=gaps).load()
     derivation = Derivation(
         description="round trip", series_suffix="derived", software_version="0.1.0",
         settings_digest=hashlib.sha256(settings.encode()).hexdigest(), weights_digest="00" * 32,
@@ -114,6 +116,19 @@ def test_dciodvfy_finds_no_error_that_the_source_lacks(tmp_path, name):
 def test_a_series_whose_spacing_changes_is_refused():
     index = find_series(DATA / UNEVEN)
     assert index.series == [] and "spacing of slices is irregular" in index.refused[0].reason
+
+
+@needs_data
+def test_resampled_by_true_positions_it_passes(tmp_path):
+    tool("dciodvfy")
+    result = derive(DATA / UNEVEN, tmp_path / "out", gaps="resample")
+    series, back = only(DATA / UNEVEN, gaps="resample"), only(tmp_path / "out").load()
+    volume = series.load()
+    np.testing.assert_array_equal(back.array, volume.array)
+    np.testing.assert_allclose(back.affine, volume.affine, rtol=0, atol=1e-3)
+    allowed = set().union(*(errors_of_source(series, k, tmp_path / "source.dcm") for k in range(3)))
+    for path in result.paths[:: max(1, len(result.paths) // 12)]:
+        assert errors(path) <= allowed
 
 
 # ---- other readers see the same ----------------------------------------------------------------------------
