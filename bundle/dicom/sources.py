@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from bundle.errors import BundleError
 MEMBER_MARK = "!/"
 MAX_FILE_BYTES = 2 << 30  # a CT object of more is not one we can hold
 MAX_EXPANSION = 100  # deflate's real gain on CT is 2 to 4; 1,000 is a bomb
+MAX_MEMBERS = 100_000
 MIN_SUSPECT_BYTES = 16 << 20  # small members may be as repetitive as they like
 
 
@@ -60,12 +62,20 @@ class Sources:
         """
         if MEMBER_MARK in source and not os.path.lexists(source):
             archive, member = source.split(MEMBER_MARK, 1)
-            return io.BytesIO(self._archive(archive).read(member))
+            return io.BytesIO(self._member(archive, member))
         raw = io.FileIO(source)
         if os.fstat(raw.fileno()).st_size > MAX_FILE_BYTES:
             raw.close()
             raise BundleError("file is larger than the limit of 2 GiB")
         return ClampedReader(raw)
+
+    def _member(self, archive: str, member: str) -> bytes:
+        try:
+            info = self._archive(archive).getinfo(member)
+            _check_member(info)
+            return self._archive(archive).read(info)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise OSError("archive member is damaged") from error
 
     def members(self, path: str) -> list[str]:
         """Sources of the files in the archive at `path`, in order of their names.
@@ -77,6 +87,8 @@ class Sources:
             infos = [info for info in self._archive(path).infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             raise BundleError("zip archive is damaged", hint="pack the series again") from error
+        if len(infos) > MAX_MEMBERS:
+            raise BundleError(f"zip archive is too large: it holds more than the limit of {MAX_MEMBERS} files")
         for info in infos:
             _check_member(info)
         if sum(info.file_size for info in infos) > 64 << 30:

@@ -3,7 +3,7 @@
 They also decode in parallel. Workers are plain processes that import neither torch nor pydicom, so they start fast
 and inherit nothing (no threads, no GPU context); they stay for the next series and end with their parent, even when
 it is killed. A daemonic process (torch's DataLoader has such workers) gets one each. Where no process can be started
-at all, frames are decoded in this one, without limits, and a warning says so once.
+at all, frames are decoded in this one, without limits (nor a look at libjpeg's warnings); a warning says so once.
 """
 
 import atexit
@@ -89,6 +89,10 @@ def worker_count() -> int:
 class Worker:
     """A process that decodes one frame at a time; started again when it has died.
 
+    Attributes:
+        job: the current one.
+        channel: requests go out and replies come in here.
+
     Raises:
         OSError: when no process can be started.
     """
@@ -102,7 +106,7 @@ class Worker:
         _alive.add(self)
 
     def _start(self) -> None:
-        self._channel, theirs = socket.socketpair()
+        self.channel, theirs = socket.socketpair()
         with theirs:
             descriptors = (theirs.fileno(), self._memory)
             self._process = subprocess.Popen(
@@ -115,10 +119,6 @@ class Worker:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
 
-    def fileno(self) -> int:
-        """Of the channel, to wait for."""
-        return self._channel.fileno()
-
     def send(self, job: Job) -> None:
         """Start a job."""
         need = max(len(job.stream), job.codec.largest_bytes, 1)
@@ -129,7 +129,7 @@ class Worker:
         self.job = job
         self._deadline = time.monotonic() + codecs.SECONDS
         with contextlib.suppress(BrokenPipeError, ConnectionError):  # found dead when the reply is awaited
-            self._channel.sendall(codecs.request(job.codec, length=len(job.stream), capacity=len(self._map)))
+            self.channel.sendall(codecs.request(job.codec, length=len(job.stream), capacity=len(self._map)))
 
     @property
     def seconds_left(self) -> float:
@@ -153,27 +153,27 @@ class Worker:
 
     def _reply(self) -> bytes:
         with contextlib.suppress(OSError):
-            if wait([self], 0):
-                return self._channel.recv(codecs.REPLY.size, socket.MSG_WAITALL)
+            if wait([self.channel], 0):
+                return self.channel.recv(codecs.REPLY.size, socket.MSG_WAITALL)
         return b""
 
     def _restart(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._channel.close()
+        self.channel.close()
         self._start()
 
     def settle(self) -> None:
         """Forget the current job: wait for it a moment, then start anew."""
         if self.job is None:
             return
-        wait([self], _GRACE_SECONDS)
+        wait([self.channel], _GRACE_SECONDS)
         self.receive()
 
     def close(self, *, stop: bool = True) -> None:
         """Release everything; `stop` ends the process too (a forked child may only let go of it)."""
         _alive.discard(self)
-        self._channel.close()
+        self.channel.close()
         with contextlib.suppress(OSError):
             os.close(self._memory)
         if stop:
@@ -222,8 +222,8 @@ def _ready(workers: list[Worker]) -> list[Worker]:
     busy = [worker for worker in workers if worker.job is not None]
     if not busy:
         return []
-    ready = set(wait(busy, min(worker.seconds_left for worker in busy)))
-    return [worker for worker in busy if worker in ready] or [worker for worker in busy if worker.seconds_left == 0]
+    ready = wait([worker.channel for worker in busy], min(worker.seconds_left for worker in busy))
+    return [worker for worker in busy if worker.channel in ready or worker.seconds_left == 0]
 
 
 def _decoded_here(job: Job) -> Outcome:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from compressed_series import HTJ2K, write_compressed_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phantom_series import write_phantom_series
@@ -21,12 +22,54 @@ SYNTAXES = [
     uid.JPEGLSLossless,
     uid.JPEG2000Lossless,
 ]
+MADE_HERE = [*HTJ2K, uid.JPEGLossless, uid.JPEGLosslessSV1]
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
 def test_every_transfer_syntax_is_exact(tmp_path, syntax):
     hu = write_phantom_series(tmp_path, slices=3, transfer_syntax=syntax)
     np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+
+
+@pytest.mark.parametrize("syntax", MADE_HERE, ids=lambda syntax: syntax.name)
+def test_syntaxes_that_nothing_here_encodes_are_exact(tmp_path, syntax):
+    hu = write_compressed_series(tmp_path, syntax)
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+
+
+def test_mixed_syntaxes_are_exact(tmp_path):
+    hu = write_compressed_series(tmp_path, uid.JPEGLosslessSV1, slices=4)
+    write_compressed_series(tmp_path / "other", uid.ExplicitVRLittleEndian, slices=4)
+    for path in (tmp_path / "other").iterdir():
+        if pydicom.dcmread(path).InstanceNumber in (1, 3, 4):
+            native = pydicom.dcmread(path)
+            native.PixelRepresentation = 0
+            native.save_as(tmp_path / path.name)
+        path.unlink()
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("syntax", [HTJ2K[0], uid.JPEGLosslessSV1], ids=lambda s: s.name)
+def test_a_cut_stream_with_an_end_marker_is_refused(tmp_path, syntax, keep):
+    write_compressed_series(tmp_path, syntax)
+    path = Path(find_series(tmp_path).series[0].paths[1])
+    dataset = pydicom.dcmread(path)
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([stream[: int(len(stream) * keep)] + b"\xff\xd9"])
+    dataset.save_as(path)
+    with pytest.raises(BundleError, match="slice 1"):
+        read_volume(str(tmp_path))
+
+
+def test_pixels_that_change_their_layout_behind_the_index_are_refused(tmp_path):
+    write_phantom_series(tmp_path, slices=3)
+    series = find_series(tmp_path).series[0]
+    dataset = pydicom.dcmread(series.paths[2])
+    dataset.PixelRepresentation = 0
+    dataset.save_as(series.paths[2])
+    with pytest.raises(BundleError, match=r"slice 2 .* changed since"):
+        series.load()
 
 
 @given(st.integers(9, 16), st.booleans(), st.data())

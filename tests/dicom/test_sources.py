@@ -4,6 +4,7 @@ import zipfile
 
 import pytest
 
+from bundle.dicom import sources as sources_module
 from bundle.dicom.sources import ClampedReader, Sources, is_zip, walk
 from bundle.errors import BundleError
 
@@ -56,3 +57,20 @@ def test_refuses_bombs_and_damage(tmp_path):
             sources.members(bomb)
         with pytest.raises(BundleError, match="damaged"):
             sources.members(str(tmp_path / "b.zip"))
+
+
+def test_refuses_too_many_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources_module, "MAX_MEMBERS", 2)
+    with Sources() as sources, pytest.raises(BundleError, match="limit of 2 files"):
+        sources.members(archive(tmp_path / "a.zip", a=b"1", b=b"2", c=b"3"))
+
+
+def test_a_damaged_or_missing_member_is_an_input_error(tmp_path):
+    path = archive(tmp_path / "a.zip", one=os.urandom(1000))
+    with Sources() as sources, pytest.raises(OSError):
+        sources.open(f"{path}!/two")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[500] ^= 255
+    (tmp_path / "a.zip").write_bytes(content)
+    with Sources() as sources, pytest.raises(OSError):
+        sources.open(f"{path}!/one")
