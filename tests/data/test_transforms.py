@@ -6,7 +6,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
-from bundle.data.transforms import NoiseRealisationsd, SlicesLastOrientationd, axis_codes, noise_keys
+from bundle.data.transforms import (
+    NetworkSpacingd,
+    NoiseRealisationsd,
+    SlicesLastOrientationd,
+    axis_codes,
+    noise_keys,
+)
 from bundle.degrade.low_dose import Scanner
 
 SPACING = np.array([0.7, 0.8, 2.5])
@@ -136,3 +142,63 @@ def test_noise_realisations_add_their_keys(phantom):
     assert all(torch.equal(again[key].as_tensor(), result[key].as_tensor()) for key in noise_keys(2))
     other = NoiseRealisationsd("image", realisations=1, seed=6, scanner=Scanner(views=48))({"image": phantom})
     assert torch.equal(other["quantum_0"].as_tensor(), result["quantum_1"].as_tensor())  # seeds follow each other
+
+
+def tilted(degrees=15.0):
+    """RAS affine of a gantry tilted about the patient's left-right axis: rows of slices step straight along z."""
+    angle = np.radians(degrees)
+    affine = np.eye(4)
+    affine[:3, 0] = [0.8, 0, 0]
+    affine[:3, 1] = [0, 0.8 * np.cos(angle), 0.8 * np.sin(angle)]
+    affine[:3, 2] = [0, 0, 2.5]
+    affine[:3, 3] = [-20, -30, 100]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def chain(pixdim):
+    return Compose([SlicesLastOrientationd(keys="image"), NetworkSpacingd(keys="image", pixdim=pixdim)])
+
+
+@pytest.mark.parametrize("degrees", [15.0, -20.0])
+def test_the_native_grid_is_left_alone_though_sheared(degrees):
+    affine = tilted(degrees)
+    image = MetaTensor(torch.rand(1, 20, 24, 6), affine=affine)
+    there = chain([-1.0, -1.0, -1.0])({"image": image})["image"]
+    assert torch.equal(there.as_tensor(), image.as_tensor())
+    np.testing.assert_allclose(there.affine, affine)
+
+
+@pytest.mark.parametrize("pixdim", [(-1.0, -1.0, -1.0), (1.6, 1.6, -1.0), (0.8, 0.8, 5.0), (1.2, 1.2, 2.0)])
+def test_a_difference_comes_back_to_its_place_from_an_orthogonal_grid(pixdim):
+    affine, transform = tilted(), chain(pixdim)
+    there = transform({"image": MetaTensor(torch.zeros(1, 40, 44, 12), affine=affine)})["image"]
+    columns = np.asarray(there.affine)[:3, :3]
+    gram = columns.T @ columns
+    if pixdim[0] > 0:
+        np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-6)
+    centre = (affine @ [20, 22, 6, 1])[:3] + np.array([0.3, -0.2, 0.7])
+    difference = MetaTensor(
+        torch.from_numpy(blob(np.asarray(there.affine), there.shape[1:], centre))[None],
+        meta=there.meta,
+        applied_operations=there.applied_operations,
+    )
+    back = Invertd(keys="difference", transform=transform, orig_keys="image", nearest_interp=False)
+    result = back({"image": there, "difference": difference})["difference"]
+    np.testing.assert_allclose(result.affine, affine, atol=1e-5)
+    assert result.shape == (1, 40, 44, 12)
+    weights = np.asarray(result[0])
+    wanted = blob(affine, weights.shape, centre)
+    found = np.einsum("xhwd,hwd->x", world(affine, weights.shape), weights) / weights.sum()
+    assert np.abs(found - centre).max() < 0.05, "mm"
+    assert np.corrcoef(weights.ravel(), wanted.ravel())[0, 1] > 0.97
+
+
+def world(affine, shape):
+    """Places of voxels, mm, (3, H, W, D)."""
+    grid = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.ones(shape)])
+    return np.einsum("xy,yhwd->xhwd", affine, grid)[:3]
+
+
+def blob(affine, shape, centre):
+    """A difference around a point, 2.5 mm wide."""
+    return np.exp(-((world(affine, shape) - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0) / (2 * 2.5**2))

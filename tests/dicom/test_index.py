@@ -129,6 +129,38 @@ def test_an_unreadable_neighbour_is_noted(tmp_path):
     assert any("IM9999.dcm" in note for note in only(find_series(tmp_path)).notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        ("IM9999.dcm", True),
+        ("other.DCM", True),
+        ("IM0012", True),  # named as the slices are, which have no extension here
+        ("Thumbs.db", False),
+        ("README", False),
+        ("report_7.txt", False),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"\0" * 4000])
+def test_what_may_have_been_an_end_slice_is_counted(tmp_path, name, counted, content):
+    write_phantom_series(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_suffix(""))
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "IM0013.dcm").write_bytes(content)
+    index = find_series(tmp_path)
+    assert [(r.where, r.foreign) for r in index.refused] == ([(name, False)] if counted else [])
+    assert bool(only(index).notes) == counted
+
+
+def test_an_end_slice_whose_header_is_left_refuses_its_series(tmp_path):
+    write_phantom_series(tmp_path)
+    first = min(tmp_path.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    first.write_bytes(first.read_bytes()[:900])  # cut inside its header, behind the identifiers
+    index = find_series(tmp_path)
+    assert not index.series and any(refusal.where == first.name for refusal in index.refused)
+
+
 def test_splits_what_is_several_volumes_and_names_parts_apart(tmp_path):
     write_phantom_series(tmp_path / "soft")
     sharp = phantom_hu(seed=3)

@@ -38,6 +38,11 @@ def read(folder: Path) -> tuple[list[Volume], str]:
         return [], str(error)
 
 
+def hu_digest(volume: Volume, slices: list[int]) -> str:
+    kji = np.ascontiguousarray(volume.array.transpose(2, 1, 0)[slices])
+    return hashlib.sha256(kji.astype("<f4").tobytes()).hexdigest()
+
+
 def differences(volume: Volume, truth: dict) -> list[str]:
     wrong = []
     if list(volume.shape) != truth["size_ijk"]:
@@ -89,3 +94,35 @@ def test_every_odd_case_is_right_or_refused(odd):
             right += 1
     print(f"{right} odd cases right, {len(wrong)} not")
     assert wrong.keys() == KNOWN_GAPS.keys(), "\n".join(f"{name}: {problem}" for name, problem in wrong.items())
+
+
+def test_gaps_are_filled_by_true_positions_when_asked(odd):
+    seen = 0
+    for path in sorted(odd.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["verdict"] != "refuse_unless_gaps_allowed":
+            continue
+        truth = record["volumes"][0]
+        index = find_series(odd / path.stem, gaps="resample")
+        assert [series.grid is not None for series in index.series] == [True], path.stem
+        volume = index.series[0].load()
+        missing = truth["missing_k"]
+        present = [k for k in range(volume.shape[2]) if k not in missing]
+        assert list(volume.shape) == truth["size_ijk"], path.stem
+        np.testing.assert_allclose(volume.affine, truth["affine_lps"], atol=1e-5)
+        assert hu_digest(volume, present) == truth["hu_f32_kji_sha256"], path.stem
+        assert [k for k in range(volume.shape[2]) if not volume.is_true_slice(k)] == missing
+        for k in missing:
+            below, above = max(n for n in present if n < k), min(n for n in present if n > k)
+            share = (k - below) / (above - below)
+            between = (1 - share) * volume.array[:, :, below] + share * volume.array[:, :, above]
+            assert np.abs(volume.array[:, :, k] - between).max() <= 0.5 * volume.slope[k] + 1e-3
+        seen += 1
+    assert seen >= 4
+
+
+def test_the_option_changes_nothing_else(odd):
+    for name in ("plain", "gantry_tilt", "all_same_position", "duplicate_other_pixels", "matrix_differs", "oblique"):
+        plain, resampling = find_series(odd / name), find_series(odd / name, gaps="resample")
+        assert [r.reason for r in plain.refused] == [r.reason for r in resampling.refused]
+        assert [s.grid for s in resampling.series] == [None] * len(plain.series)

@@ -91,6 +91,52 @@ def test_resampling_for_the_network_keeps_the_inputs_grid(tmp_path, run):
     assert np.abs(result - hu).std() < hu[20:40, 20:40].std()
 
 
+TILT = np.radians(15.0)
+TILTED = {"ImageOrientationPatient": ["1", "0", "0", "0", f"{np.cos(TILT):.9f}", f"{np.sin(TILT):.9f}"]}
+
+
+@pytest.mark.parametrize("spacing_mm", [[-1.0, -1.0, -1.0], [1.6, 1.6, -1.0]])
+def test_a_tilted_gantrys_grid_is_kept(tmp_path, run, spacing_mm):
+    hu = write_phantom_series(tmp_path / "in", slices=6, **TILTED)
+    source = find_series(tmp_path / "in").series[0].load()
+    assert source.is_sheared
+    for strength in (0.0, 1.0):
+        run(tmp_path / "in", strength=strength, spacing_mm=spacing_mm)
+        result = restored(tmp_path / "out")
+        np.testing.assert_array_equal(result.affine, source.affine)
+        places = [[header.ImagePositionPatient for header in volume.headers] for volume in (source, result)]
+        assert places[0] == places[1]
+        assert (strength == 0) == bool(np.array_equal(result.array, hu))
+
+
+def test_uneven_series_are_restored_only_when_asked(tmp_path, run):
+    hu = write_phantom_series(tmp_path / "in", slices=8, drop=(3,))
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in")
+    assert "missing" in str(find_bundle_error(raised.value))
+    run(tmp_path / "in", gaps="resample", strength=0.0, transfer_syntax="jpeg_ls")
+    assert exit_code() == ExitCode.DONE
+    result = restored(tmp_path / "out").array
+    assert result.shape == hu.shape
+    present = [0, 1, 2, 4, 5, 6, 7]
+    np.testing.assert_array_equal(result[:, :, present], hu[:, :, present])
+    summary = json.loads(next((tmp_path / "out").glob("*/summary.json")).read_text())
+    assert summary["interpolated_slices"] == [3]
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", gaps="resample", transfer_syntax="jpeg")
+    assert "transfer_syntax must be one of" in str(find_bundle_error(raised.value))
+
+
+def test_a_lost_end_slice_is_counted(tmp_path, run):
+    write_phantom_series(tmp_path / "in", slices=5)
+    (tmp_path / "in" / "IM9999.dcm").write_bytes(b"")
+    run(tmp_path / "in", strength=0.0)
+    assert exit_code() == ExitCode.PARTIAL
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["series"]) == 1
+    assert [(r["where"], "one may be missing" in r["reason"]) for r in summary["refused"]] == [("IM9999.dcm", True)]
+
+
 def test_a_second_run_skips_and_other_settings_do_not(tmp_path, run):
     write_phantom_series(tmp_path / "in", slices=4)
     run(tmp_path / "in")
