@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format evaluate
+.PHONY: help setup demo test test-full lint format evaluate bench-dicom
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,3 +44,6 @@ format: setup ## format the code and regenerate the JSON twins
 
 evaluate: setup ## run the evaluation; options in ARGS="--dataset_dir DIR --output_dir DIR"
 	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml $(ARGS)
+
+bench-dicom: setup ## compare the DICOM reader with others on real series; options in ARGS="--data_dir DIR --rounds N"
+	$(BIN)/python scripts/bench_dicom.py $(ARGS)

@@ -20,6 +20,7 @@ MEMBER_MARK = "!/"
 MAX_FILE_BYTES = 2 << 30  # a CT object of more is not one we can hold
 MAX_EXPANSION = 100  # deflate's real gain on CT is 2 to 4; 1,000 is a bomb
 MAX_MEMBERS = 100_000
+_DIRECTORY_END_BYTES = 22 + 0xFFFF  # with the longest comment
 MIN_SUSPECT_BYTES = 16 << 20  # small members may be as repetitive as they like
 
 
@@ -84,7 +85,9 @@ class Sources:
             BundleError: when the archive is damaged, encrypted, expands beyond reason or climbs out of its folder.
         """
         try:
-            infos = [info for info in self._archive(path).infolist() if not info.is_dir()]
+            infos = self._archive(path).infolist()
+            _check_count(path, len(infos))
+            infos = [info for info in infos if not info.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             raise BundleError("zip archive is damaged", hint="pack the series again") from error
         if len(infos) > MAX_MEMBERS:
@@ -99,6 +102,21 @@ class Sources:
         if path not in self._archives:
             self._archives[path] = zipfile.ZipFile(path)
         return self._archives[path]
+
+
+def _check_count(path: str, found: int) -> None:
+    """Refuse a directory that lists fewer members than its end says: a damaged length swallows the next entries.
+
+    Raises:
+        ValueError: when it does.
+    """
+    with Path(path).open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _DIRECTORY_END_BYTES))
+        tail = stream.read()
+    at = tail.rfind(b"PK\x05\x06")
+    said = int.from_bytes(tail[at + 10 : at + 12], "little")
+    if said != 0xFFFF and said != found % 0x10000:  # 65,535: the number is elsewhere
+        raise ValueError(f"{found} members instead of {said}")
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:

@@ -74,3 +74,13 @@ def test_a_damaged_or_missing_member_is_an_input_error(tmp_path):
     (tmp_path / "a.zip").write_bytes(content)
     with Sources() as sources, pytest.raises(OSError):
         sources.open(f"{path}!/one")
+
+
+def test_a_directory_that_lists_less_than_it_says_is_damaged(tmp_path):
+    path = archive(tmp_path / "a.zip", one=b"1", two=b"2")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    first = content.find(b"PK\x01\x02")
+    content[first + 32] = 46 + 3  # its comment swallows the second entry
+    (tmp_path / "a.zip").write_bytes(content)
+    with Sources() as sources, pytest.raises(BundleError, match="damaged"):
+        sources.members(path)
