@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -97,3 +98,15 @@ def test_one_line_for_what_is_no_ct(tmp_path, make):
     message = str(caught.value)
     assert caught.value.exit_code == ExitCode.USER
     assert "\n" not in message and str(tmp_path) not in message
+
+
+def test_uneven_series_are_cases_only_when_asked(tmp_path):
+    write_phantom_series(tmp_path / "even", slices=4)
+    write_phantom_series(tmp_path / "uneven", slices=6, drop=(2,), patient="phantom-2")
+    refused = find_cases(tmp_path)
+    assert len(refused.cases) == 1 and len(refused.refused) == 1
+    found = find_cases(tmp_path, gaps="resample")
+    assert sorted(case.resampled for case in found.cases) == [False, True] and not found.refused
+    case = next(case for case in found.cases if case.resampled)
+    assert len(case.files) == 5 and case.content_digest() != replace(case, resampled=False).content_digest()
+    assert refused.cases[0].content_digest() in [case.content_digest() for case in found.cases]

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phantom_series import phantom_hu, write_phantom_series
 
-from bundle.dicom.encoding import encode
+from bundle.dicom.encoding import encode, step_out_of_padding
 from bundle.dicom.index import read_volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
@@ -97,3 +97,51 @@ def test_padding_gives_way_where_a_word_cannot_reach_it(tmp_path):
     back = read_volume(str(tmp_path / "out"))
     np.testing.assert_array_equal(back.padding_mask, volume.padding_mask)
     np.testing.assert_array_equal(back.array[3:], restored[3:])
+
+
+def wide(folder, hu, **tags):
+    """A volume of two slices with `hu` (H, W, D), whole numbers, unsigned."""
+    write_phantom_series(folder, hu=hu, PixelRepresentation=0, **tags)
+    return read_volume(str(folder))
+
+
+def test_a_slice_beyond_the_others_gets_an_intercept_of_its_own(tmp_path):
+    hu = phantom_hu(slices=2, size=32)
+    hu[0, 0, 0] = 64511  # all of a word with the intercept of -1024
+    volume = wide(tmp_path / "in", hu)
+    restored = volume.array.copy()
+    restored[5, 5, 1] = -1500
+    write(volume, restored, tmp_path / "out")
+    back = read_volume(str(tmp_path / "out"))
+    np.testing.assert_array_equal(back.array, restored)
+    assert list(back.intercept) == [-1024, -1500] and list(back.slope) == [1, 1]
+
+
+def test_a_slice_wider_than_a_word_gets_a_coarser_slope_if_nothing_untouched_changes(tmp_path):
+    hu = 2 * np.floor(phantom_hu(slices=2, size=32) / 2)
+    hu[0, 0, 0] = 64510
+    volume = wide(tmp_path / "in", hu)
+    restored = volume.array.copy()
+    restored[5, 5, 0], restored[6, 6, 0] = -1501, -1499.5
+    write(volume, restored, tmp_path / "out")
+    back = read_volume(str(tmp_path / "out"))
+    same = restored == volume.array
+    np.testing.assert_array_equal(back.array[same], volume.array[same])
+    assert np.abs(back.array - restored).max() <= 1 and list(back.slope) == [2, 1]
+
+
+def test_a_slice_wider_than_a_word_is_else_refused_by_name(tmp_path):
+    hu = phantom_hu(slices=2, size=32)
+    hu[0, 0, 0] = 64511
+    volume = wide(tmp_path / "in", hu)
+    restored = volume.array.copy()
+    restored[5, 5, 0] = -1500
+    with pytest.raises(BundleError, match="slice 0 span 66012 stored values, more than 16 bits hold"):
+        write(volume, restored, tmp_path / "out")
+
+
+def test_tissue_never_becomes_padding_by_chance():
+    values = np.array([10, 20, 22, 24, 30])
+    moved = step_out_of_padding(values, (24, 20), where=np.array([True, True, True, False, True]))
+    np.testing.assert_array_equal(moved, [10, 19, 25, 24, 30])
+    assert step_out_of_padding(values, None, where=values > 0) is values

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.dicom.elements import Unusable
-from bundle.dicom.geometry import Plane, grid_affine, tilt_degrees
+from bundle.dicom.geometry import Plane, Uneven, grid_affine, tilt_degrees
 
 
 def planes(rotation, *, spacing=(0.8, 0.7), step=None, places=range(6)):
@@ -50,8 +50,9 @@ def test_a_tilted_gantry_gives_a_sheared_affine():
     ],
 )
 def test_uneven_stacks_are_refused(places, words):
-    with pytest.raises(Unusable, match=words):
+    with pytest.raises(Unusable, match=words) as caught:
         grid_affine(planes(np.eye(3), places=places))
+    assert isinstance(caught.value, Uneven) == (words not in ("share one position", "single slice"))
 
 
 def test_a_stack_that_shifts_along_its_rows_is_refused():

@@ -1,5 +1,6 @@
 """Every odd series of the generator, where it exists: the right volume, or a refusal that names the reason."""
 
+import datetime
 import hashlib
 import json
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from bundle.dicom.index import find_series
 from bundle.dicom.volume import Volume
+from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
 
 GENERATOR = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_odd_dicom.py"
@@ -126,3 +128,24 @@ def test_the_option_changes_nothing_else(odd):
         plain, resampling = find_series(odd / name), find_series(odd / name, gaps="resample")
         assert [r.reason for r in plain.refused] == [r.reason for r in resampling.refused]
         assert [s.grid for s in resampling.series] == [None] * len(plain.series)
+
+
+@pytest.mark.parametrize("name", ["beyond_int16", "metal_20000", "intercept_minus_8192", "padding_unsigned", "bits_32"])
+@pytest.mark.parametrize("transfer_syntax", ["explicit", "jpeg_ls"])
+def test_extreme_values_survive_a_restoration(odd, tmp_path, name, transfer_syntax):
+    volume = find_series(odd / name).series[0].load()
+    rng = np.random.default_rng(0)
+    body = (volume.array > -1100) & (volume.array < 3071)
+    if volume.padding_mask is not None:
+        body &= ~volume.padding_mask
+    restored = np.where(body, volume.array + rng.integers(-60, 60, volume.shape), volume.array).astype(np.float32)
+    derivation = Derivation(
+        description="test", series_suffix="test", settings_digest="ab", weights_digest="cd", software_version="0"
+    )
+    now = datetime.datetime(2025, 1, 2)
+    write_derived_series(
+        volume, restored, tmp_path / "out", derivation=derivation, now=now, transfer_syntax=transfer_syntax
+    )
+    back = find_series(tmp_path / "out").series[0].load()
+    np.testing.assert_array_equal(back.array[~body], volume.array[~body])
+    assert np.abs(back.array - restored)[body].max() <= 0.5 * volume.slope[0] + 1

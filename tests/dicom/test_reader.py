@@ -87,3 +87,12 @@ def test_refuses_nifti_without_orientation_or_depth(tmp_path):
     for name, words in [("a.nii", "orientation"), ("b.nii", "3D"), ("c.nii.gz", "cannot be read")]:
         with pytest.raises(BundleError, match=words):
             LoadSeriesd(keys="image")({"image": str(tmp_path / name)})
+
+
+def test_reads_uneven_series_when_asked(tmp_path):
+    hu = write_phantom_series(tmp_path, drop=(5,))
+    image = LoadSeriesd(keys="image", gaps="resample")({"image": [str(path) for path in tmp_path.iterdir()]})["image"]
+    assert image.shape == (1, *hu.shape) and image.meta["volume"].resampled
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(image.affine)[:3, 2]), 2.5)
+    with pytest.raises(BundleError, match="gaps must be"):
+        LoadSeriesd(keys="image", gaps="yes")

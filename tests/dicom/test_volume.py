@@ -45,3 +45,17 @@ def test_stored_values_and_rescale_give_the_hu(volume):
 
 def test_its_text_names_no_one(volume):
     assert "phantom" not in repr(volume).lower()
+
+
+def test_a_volume_of_true_slices_is_its_own_source(volume):
+    assert not volume.resampled and volume.source_headers is volume.headers
+    assert volume.sources(3) == (3,) and volume.is_true_slice(3)
+
+
+def test_origins_of_a_resampled_volume(tmp_path):
+    write_phantom_series(tmp_path / "in", drop=(4, 5, 6))
+    volume = pickle.loads(pickle.dumps(read_volume(str(tmp_path / "in"), gaps="resample")))
+    assert volume.resampled and len(volume.source_headers) == 9 and len(volume.headers) == len(volume.origins) == 12
+    assert [volume.origins.of(k) for k in (3, 4, 6, 7)] == [(3,), (3, 4), (3, 4), (4,)]
+    assert [volume.origins.nearest(k) for k in (3, 4, 6, 7)] == [3, 3, 4, 4]
+    assert [volume.is_true_slice(k) for k in (3, 4, 6, 7)] == [True, False, False, True]

@@ -9,9 +9,12 @@ import pytest
 from phantom_series import write_phantom_series
 
 from bundle.dicom.index import find_series, read_volume
+from bundle.dicom.instance import SYNTAXES, Syntax
 from bundle.dicom.uids import is_valid_uid
 from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
+from bundle.errors import BundleError
+from bundle.files import whole_folder
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
 DCIODVFY = Path(sys.executable).with_name("dciodvfy")
@@ -29,6 +32,17 @@ def write(volume: Volume, hu: np.ndarray, folder: Path, derivation: Derivation =
 def source(folder: Path, **tags) -> Volume:
     write_phantom_series(folder, **tags)
     return read_volume(str(folder))
+
+
+def filled(source: pydicom.Dataset, path: Path) -> Path:
+    """A source image with its empty identifiers filled."""
+    image = pydicom.dcmread(source.filename)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
+        if not is_valid_uid(str(image.get(keyword, ""))):
+            setattr(image, keyword, "2.25.1")
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    image.save_as(path)
+    return path
 
 
 def errors(path: Path) -> set[str]:
@@ -151,3 +165,43 @@ def test_frames_of_a_multi_frame_object_become_single_images(tmp_path):
     assert sorted(item.ReferencedFrameNumber for item in items) == list(range(1, 9))
     assert len(set(result.sop_uids)) == 8 and errors(result.paths[0]) == set()
     np.testing.assert_array_equal(read_volume(str(tmp_path)).array, volume.array)
+
+
+@pytest.mark.skipif(not DCIODVFY.exists(), reason="dicom3tools is not installed")
+@pytest.mark.parametrize("name", ["rle", "jpeg_ls", "jpeg_2000"])
+def test_encoded_outputs_are_exact_clean_and_the_same_instances(tmp_path, name):
+    volume = source(tmp_path / "in", slices=3)
+    plain = write(volume, volume.array + 3, tmp_path / "plain")
+    result = write_derived_series(
+        volume, volume.array + 3, tmp_path / name, derivation=DERIVATION, now=NOW, transfer_syntax=name
+    )
+    assert result.sop_uids == plain.sop_uids and errors(result.paths[1]) == set()
+    np.testing.assert_array_equal(read_volume(str(tmp_path / name)).array, volume.array + 3)
+    assert sum(p.stat().st_size for p in result.paths) < sum(p.stat().st_size for p in plain.paths)
+
+
+def test_an_encoder_that_loses_something_publishes_nothing(tmp_path, monkeypatch):
+    volume = source(tmp_path / "in", slices=3)
+    monkeypatch.setitem(SYNTAXES, "jpeg_ls", Syntax(pydicom.uid.JPEGLSNearLossless, "pyjpegls"))
+    compress = pydicom.dataset.FileDataset.compress
+    monkeypatch.setattr(
+        pydicom.dataset.FileDataset,
+        "compress",
+        lambda self, *given, **named: compress(self, *given, jls_error=3, **named),
+    )
+    with pytest.raises(BundleError, match="do not decode to themselves"), whole_folder(tmp_path / "out") as folder:
+        write_derived_series(volume, volume.array, folder, derivation=DERIVATION, now=NOW, transfer_syntax="jpeg_ls")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not DATA.exists() or not DCIODVFY.exists(), reason="no real data or no dicom3tools here")
+def test_a_real_uneven_series_is_written_clean_when_resampled(tmp_path):
+    series = find_series(DATA / "ge_head_tilt", gaps="resample").series[0]
+    volume = series.load()
+    result = write(volume, volume.array, tmp_path / "out")
+    back = find_series(tmp_path / "out").series[0].load()
+    np.testing.assert_array_equal(back.stored, volume.stored)
+    np.testing.assert_allclose(back.affine, volume.affine, atol=1e-6)
+    known = errors(filled(pydicom.dcmread(series.paths[20]), tmp_path / "source.dcm"))
+    for k in (0, 16, 36):  # kept, interpolated, the last
+        assert errors(result.paths[k]) <= known
