@@ -14,32 +14,13 @@ import numpy as np
 
 from bundle.dicom.checks import check_one_frame, check_one_patient, check_unique_instances, notes_on
 from bundle.dicom.elements import Unusable, text
-from bundle.dicom.geometry import (
-    LIKELY_SAME_ORIENTATION,
-    Plane,
-    Uneven,
-    grid_affine,
-    heights,
-    plane,
-    same_orientation,
-    same_place,
-)
+from bundle.dicom.geometry import Plane, Uneven, grid_affine, heights, plane, same_place
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import pixel_layout
-from bundle.dicom.resample import SliceGrid, notes_on_grid, regular_grid
 from bundle.dicom.series import Series, content_digest, rescale, series_key, stored_values
+from bundle.dicom.slice_grid import SliceGrid, notes_on_grid, regular_grid
 from bundle.dicom.sources import Sources
-
-# Images of one place may be told apart by one of these, if it yields whole stacks of equal height.
-_PASS_FIELDS = (
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "AcquisitionDateTime",
-    "AcquisitionTime",
-    "ContentTime",
-    "TriggerTime",
-    "ImageType",
-)
+from bundle.dicom.stacks import Placed, in_order, share_places, split_parts, split_passes
 
 
 @dataclass(frozen=True)
@@ -68,12 +49,6 @@ class Damaged:
 
     source: str
     error: Unusable
-
-
-@dataclass(frozen=True, eq=False)
-class _Placed:
-    image: Slice
-    plane: Plane
 
 
 def group_name(source: str, series_uid: str) -> tuple[str, str]:
@@ -149,18 +124,18 @@ class _Group:
             try:
                 pixel_layout(image.header)
                 rescale(image.header)
-                placed.append(_Placed(image, plane(image.header)))
+                placed.append(Placed(image, plane(image.header)))
             except Unusable as error:
                 self._refuse(error, image.source)
                 return
         self._add_parts(placed)
 
-    def _add_parts(self, placed: list[_Placed]) -> None:
-        parts = _split(placed)
+    def _add_parts(self, placed: list[Placed]) -> None:
+        parts = split_parts(placed)
         for label, part in parts.items():
             try:
                 check_one_frame([p.image.header for p in part])
-                passes, notes = self._passes(_ordered(part))
+                passes, notes = self._passes(in_order(part))
             except Unusable as error:
                 self._refuse(error, part[0].image.source, label=label if len(parts) > 1 else "")
                 continue
@@ -168,7 +143,7 @@ class _Group:
                 whole = "; ".join(filter(None, [label if len(parts) > 1 else "", name]))
                 self._add_stack(stack, notes, whole)
 
-    def _add_stack(self, stack: list[_Placed], notes: list[str], label: str) -> None:
+    def _add_stack(self, stack: list[Placed], notes: list[str], label: str) -> None:
         try:
             check_unique_instances([p.image.header for p in stack])
             affine, grid, uneven = self._grid([p.plane for p in stack])
@@ -200,21 +175,15 @@ class _Group:
         grid = regular_grid(planes)
         return grid.affine, grid, notes_on_grid(grid, planes)
 
-    def _passes(self, stack: list[_Placed]) -> tuple[dict[str, list[_Placed]], list[str]]:
+    def _passes(self, stack: list[Placed]) -> tuple[dict[str, list[Placed]], list[str]]:
         """Stacks without two images at one place: passes told apart, true duplicates merged."""
-        if not _shared_places(stack):
+        if not share_places(stack):
             return {"": stack}, []
-        for keyword in _PASS_FIELDS:
-            passes: dict[str, list[_Placed]] = defaultdict(list)
-            for item in stack:
-                passes[text(item.image.header, keyword)].append(item)
-            sizes = {len(items) for items in passes.values()}
-            if len(passes) > 1 and len(sizes) == 1 and not any(map(_shared_places, passes.values())) and min(sizes) > 1:
-                return {f"{keyword} {value}": items for value, items in passes.items()}, []
-        return self._merged(stack)
+        passes = split_passes(stack)
+        return (passes, []) if passes else self._merged(stack)
 
-    def _merged(self, stack: list[_Placed]) -> tuple[dict[str, list[_Placed]], list[str]]:
-        kept: list[_Placed] = []
+    def _merged(self, stack: list[Placed]) -> tuple[dict[str, list[Placed]], list[str]]:
+        kept: list[Placed] = []
         for item in stack:
             if not kept or not same_place(kept[-1].plane, item.plane):
                 kept.append(item)
@@ -226,7 +195,7 @@ class _Group:
                 )
         return {"": kept}, [f"duplicate slices were merged: {len(stack) - len(kept)}"]
 
-    def _equal(self, a: _Placed, b: _Placed) -> bool:
+    def _equal(self, a: Placed, b: Placed) -> bool:
         if not np.allclose(a.plane.position, b.plane.position, atol=1e-3):
             return False
         values = []
@@ -254,38 +223,3 @@ class _Group:
 
 def _by_reason(file: Damaged) -> tuple[bool, str]:
     return file.error.foreign, file.error.message
-
-
-def _split(placed: Sequence[_Placed]) -> dict[str, list[_Placed]]:
-    """Parts that can never be one volume: other orientation, kernel or tube voltage."""
-    axes: list[Plane] = []
-    parts: dict[str, list[_Placed]] = defaultdict(list)
-    for item in sorted(placed, key=lambda p: (p.image.source, p.image.frame or 0)):
-        alike = [known for known in axes if same_orientation(known, item.plane, tolerance=LIKELY_SAME_ORIENTATION)]
-        if not alike:
-            axes.append(item.plane)
-        direction = ",".join(f"{v + 0:.2f}" for v in (alike or [item.plane])[0].normal)
-        header = item.image.header
-        kernel, kvp = text(header, "ConvolutionKernel"), text(header, "KVP")
-        parts[f"orientation {direction}, kernel {kernel or '-'}, KVP {kvp or '-'}"].append(item)
-    return dict(sorted(parts.items()))
-
-
-def _ordered(part: list[_Placed]) -> list[_Placed]:
-    """Along the normal; equal places in an order that does not depend on file names where UIDs tell them apart."""
-    places = heights([p.plane for p in part])
-    # Rounded, so that images of one place are neighbours in UID order whatever their rounding errors.
-    order = sorted(
-        range(len(part)),
-        key=lambda n: (
-            round(float(places[n]), 3),
-            text(part[n].image.header, "SOPInstanceUID"),
-            part[n].image.source,
-            part[n].image.frame or 0,
-        ),
-    )
-    return [part[n] for n in order]
-
-
-def _shared_places(stack: Sequence[_Placed]) -> bool:
-    return any(same_place(a.plane, b.plane) for a, b in itertools.pairwise(stack))

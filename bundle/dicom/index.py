@@ -16,8 +16,8 @@ from pathlib import Path
 from bundle.dicom.elements import Unusable
 from bundle.dicom.grouping import Damaged, Refusal, assemble
 from bundle.dicom.headers import NotDicom, Slice, read_slices
-from bundle.dicom.resample import check_gaps_option
 from bundle.dicom.series import Series
+from bundle.dicom.slice_grid import check_gaps_option
 from bundle.dicom.sources import MEMBER_MARK, Sources, is_zip, walk
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError

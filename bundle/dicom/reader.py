@@ -19,8 +19,8 @@ from monai.utils.misc import ImageMetaKey
 from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it as the place to extend
 
 from bundle.dicom.index import read_volume
-from bundle.dicom.resample import check_gaps_option
 from bundle.dicom.series import KEY_DIGITS, Series
+from bundle.dicom.slice_grid import check_gaps_option
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.files import file_digest

@@ -10,7 +10,8 @@ from pydicom.dataset import Dataset, FileDataset
 from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import Image, compressed_frames, decode, decode_all, is_native, padding_range, pixel_layout
-from bundle.dicom.resample import SliceGrid, resample
+from bundle.dicom.resample import resample
+from bundle.dicom.slice_grid import SliceGrid
 from bundle.dicom.sources import Sources
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
