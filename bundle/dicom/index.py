@@ -4,7 +4,8 @@ A slice that is lost inside a series leaves a gap, which is refused; a first or 
 So a file that may have been one is never passed over in silence. Where its header can still be read, it refuses its
 series. Where not even that is left, nobody can say whose slice it was, or whether it was one: the series beside it
 are used with a note, and the file counts among what was refused, so that a run ends with exit code 3 and names it.
-Refusing the series instead would make a stray text file named .dcm take a patient's good scan away.
+Refusing the series instead would make a stray text file named .dcm take a patient's good scan away. `read_volume`,
+which has no such place to tell, refuses.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundle.dicom.elements import Unusable
+from bundle.dicom.elements import Unusable, text
 from bundle.dicom.grouping import Damaged, Refusal, assemble
 from bundle.dicom.headers import NotDicom, Slice, read_slices
 from bundle.dicom.series import Series
@@ -25,6 +26,7 @@ from bundle.errors import BundleError
 __all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_LOST = "a first or last slice may be missing"
 _MAYBE_A_SLICE = "cannot be read as DICOM, yet lies beside a series as a slice of it would: one may be missing"
 
 
@@ -89,7 +91,7 @@ class _Scan:
     def index(self, sources: Sources, *, gaps: str = "refuse") -> SeriesIndex:
         """Assemble what was read."""
         series, refused = assemble(self.slices, self.damaged, sources=sources, where=self.where, gaps=gaps)
-        lost = [self.where(d.source) for d in self.damaged if d.error.header is None and not d.error.foreign]
+        lost = [self.where(d.source) for d in self.damaged if _whose(d) == "" and not d.error.foreign]
         lost += [refusal.where for refusal in self.refused]  # these are refused already
         found, uncounted = [], set()
         for one in sorted(series, key=lambda s: s.key):
@@ -112,6 +114,11 @@ class _Scan:
         return _beside(self._folders(series), [self.where(source) for source in named])
 
 
+def _whose(file: Damaged) -> str:
+    """Series Instance UID of a damaged file, "" where it is lost."""
+    return "" if file.error.header is None else text(file.error.header, "SeriesInstanceUID")
+
+
 def _beside(folders: set[str], names: Iterable[str]) -> list[str]:
     return [name for name in names if str(Path(name).parent) in folders]
 
@@ -127,7 +134,7 @@ def _with_neighbours(series: Series, beside: Sequence[str]) -> Series:
     """Note what lies beside a series and may have been its first or last slice: such a loss leaves no gap."""
     if not beside:
         return series
-    note = f"{len(beside)} unreadable files lie beside it ({beside[0]}): a first or last slice may be missing"
+    note = f"{len(beside)} unreadable files lie beside it ({beside[0]}): {_LOST}"
     return replace(series, notes=(*series.notes, note))
 
 
@@ -176,9 +183,11 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> V
     if len(listed) == 1 and MEMBER_MARK not in listed[0]:
         index = find_series(Path(listed[0]), gaps=gaps)
     else:
-        index = _index_of_files(
-            dict.fromkeys(listed), gaps=check_gaps_option(gaps)
-        )  # a multi-frame object is listed once per frame
+        # A multi-frame object is listed once per frame.
+        index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps))
+    doubts = [note for series in index.series for note in series.notes if _LOST in note]
+    if len(index.series) == 1 and doubts:
+        raise BundleError(doubts[0], hint="fetch the series again, or name its files")
     if len(index.series) == 1:
         return index.series[0].load()
     if index.series:

@@ -151,6 +151,10 @@ def test_what_may_have_been_an_end_slice_is_counted(tmp_path, name, counted, con
     index = find_series(tmp_path)
     assert [(r.where, r.foreign) for r in index.refused] == ([(name, False)] if counted else [])
     assert bool(only(index).notes) == counted
+    if counted:
+        with pytest.raises(BundleError, match="may be missing"):
+            read_volume(str(tmp_path))
+    assert read_volume(only(index).paths).shape == (64, 64, 12)
 
 
 def test_an_end_slice_whose_header_is_left_refuses_its_series(tmp_path):
@@ -159,6 +163,10 @@ def test_an_end_slice_whose_header_is_left_refuses_its_series(tmp_path):
     first.write_bytes(first.read_bytes()[:900])  # cut inside its header, behind the identifiers
     index = find_series(tmp_path)
     assert not index.series and any(refusal.where == first.name for refusal in index.refused)
+    first.write_bytes(first.read_bytes()[:450])  # and so that they are lost
+    index = find_series(tmp_path)
+    assert [(r.where, r.foreign) for r in index.refused] == [(first.name, False)]
+    assert any("may be missing" in note for note in only(index).notes)
 
 
 def test_splits_what_is_several_volumes_and_names_parts_apart(tmp_path):
