@@ -79,6 +79,7 @@ def read_slices(stream: BinaryIO, source: str) -> list[Slice]:
 
 def _checked_frames(stream: BinaryIO, dataset: FileDataset, position: int | None) -> int:
     """Number of frames of an object that is CT, of lawful size and whole."""
+    check_is_no_directory(dataset)  # first: it lacks a Modality lawfully
     if position is not None and not text(dataset, "Modality") and not _at_pixels(stream, position):
         raise Unusable("file is truncated: it ends inside its header or lacks Modality")
     check_is_ct(dataset)
@@ -93,21 +94,33 @@ def _checked_frames(stream: BinaryIO, dataset: FileDataset, position: int | None
     return frames
 
 
+def _sop_class(dataset: Dataset) -> str:
+    meta = getattr(dataset, "file_meta", None) or Dataset()
+    return text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+
+
 def _at_pixels(stream: BinaryIO, position: int) -> bool:
     stream.seek(position)
     return stream.read(4) in (*_PIXEL_TAGS, *_FLOAT_TAGS)
 
 
-def check_is_ct(dataset: Dataset) -> None:
-    """Refuse what is no CT image: other modalities, structure sets, secondary captures, media directories.
+def check_is_no_directory(dataset: Dataset) -> None:
+    """Refuse a DICOMDIR, which every exported disc has at its top.
 
     Raises:
         Unusable: with `foreign` set.
     """
-    meta = getattr(dataset, "file_meta", None) or Dataset()
-    sop_class = text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
-    if sop_class == uid.MediaStorageDirectoryStorage:
+    if _sop_class(dataset) == uid.MediaStorageDirectoryStorage:
         raise Unusable("is a DICOMDIR, a table of contents without images", foreign=True)
+
+
+def check_is_ct(dataset: Dataset) -> None:
+    """Refuse what is no CT image: other modalities, structure sets, secondary captures.
+
+    Raises:
+        Unusable: with `foreign` set.
+    """
+    sop_class = _sop_class(dataset)
     modality = text(dataset, "Modality")
     if modality != "CT":
         shown = modality if modality.isalnum() and len(modality) <= 16 else "not given"

@@ -224,3 +224,17 @@ def test_real_series_are_all_found_but_the_uneven_one():
     assert len(index.series) == 12
     assert [refusal.where.split("/")[0] for refusal in index.refused] == ["ge_head_tilt"]
     assert "spacing" in index.refused[0].reason
+
+
+def test_the_table_of_contents_of_a_disc_is_foreign(tmp_path):
+    """Every exported CD has a DICOMDIR at its top; it must not make a run end with exit code 3."""
+    from pydicom.fileset import FileSet
+
+    write_phantom_series(tmp_path / "files", slices=4)
+    disc = FileSet()
+    for path in sorted((tmp_path / "files").iterdir()):
+        disc.add(path)
+    disc.write(tmp_path / "disc")
+    index = find_series(tmp_path / "disc")
+    assert [series.shape[2] for series in index.series] == [4]
+    assert [(refusal.where, refusal.foreign) for refusal in index.refused] == [("DICOMDIR", True)]
