@@ -1,6 +1,9 @@
 """A usable CT series found by the index, and its pixels read into a Volume."""
 
 import hashlib
+import io
+import math
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -147,8 +150,8 @@ def load_volume(series: Series) -> Volume:
     scale = np.array([rescale(header) for header in series.headers])
     kinds = {pixel_layout(header).dtype for header in series.headers}
     kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int32 if max(k.itemsize for k in kinds) < 4 else np.int64)
-    stored = np.empty((depth, rows, columns), dtype=kind)  # slices contiguous, as they come
-    array = np.empty((depth, rows, columns), dtype=np.float32)
+    stored = _room((depth, rows, columns), kind)  # slices contiguous, as they come
+    array = _room((depth, rows, columns), np.dtype(np.float32))
     pads = any(padding_range(header) is not None for header in series.headers)
     mask = np.empty(stored.shape, dtype=bool) if pads else None
     for k, values in decode_all(_images(series), count=depth):
@@ -172,6 +175,15 @@ def load_volume(series: Series) -> Volume:
     )
 
 
+def _room(shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
+    """An array like np.empty's, without the huge pages numpy asks for: making them took longer than the decoding."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.empty(shape, dtype=dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
 def _images(series: Series) -> Iterator[Image]:
     """The slices in order, read but not decoded; a multi-frame object is read once."""
     source, dataset, frames = "", FileDataset("", {}), None
@@ -180,7 +192,8 @@ def _images(series: Series) -> Iterator[Image]:
             try:
                 if source != item.source:
                     with sources.open(item.source) as stream:
-                        dataset = read_whole(stream)
+                        # Parsing reads a few bytes a thousand times: twice as fast in memory.
+                        dataset = read_whole(stream if item.frame is not None else io.BytesIO(stream.read()))
                     source = item.source
                     frames = None if item.frame is None or is_native(dataset) else compressed_frames(dataset)
                 image = _checked_image(item, dataset, frames)
