@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bundle.data.sources import Case
+from bundle.dicom.geometry import grid_spacing_mm
 from bundle.errors import BundleError, find_bundle_error
 from bundle.files import digest, whole_folder
 from bundle.metrics.noise import noise_level
@@ -142,7 +143,7 @@ def _write(folder: Path, data: Mapping[str, Any], realisations: int) -> None:
     np.save(folder / "image.npy", _smallest_exact(image_hu), allow_pickle=False)
     described = {
         "shape": list(image_hu.shape),
-        "spacing_mm": [float(np.linalg.norm(np.asarray(image.affine)[:3, axis])) for axis in range(3)],
+        "spacing_mm": list(grid_spacing_mm(np.asarray(image.affine))),
         "noise_hu": noise_level(image_hu).tolist(),
         "quantum_hu": np.mean(levels["quantum"], axis=0).tolist(),
         "electronic_hu": np.mean(levels["electronic"], axis=0).tolist(),

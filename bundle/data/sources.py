@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.dicom.index import Refusal, find_series
+from bundle.dicom.sources import MEMBER_MARK
 from bundle.errors import BundleError
 from bundle.files import digest, file_digest
 
@@ -30,8 +31,11 @@ class Case:
 
     def content_digest(self) -> str:
         """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""
-        contents = [file_digest(Path(file)) for file in self.files if Path(file).is_file()]
-        return digest(*contents, *self.files[:1], *(["resampled"] if self.resampled else []))
+        # Of a member of an archive: the archive's content and the member's name; never the way to the folder.
+        named = [file.partition(MEMBER_MARK) for file in self.files]
+        archives = {archive: file_digest(Path(archive)) for archive in dict.fromkeys(name for name, _, _ in named)}
+        contents = [part for archive, _, member in named for part in (archives[archive], member)]
+        return digest(*contents, *(["resampled"] if self.resampled else []))
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,16 @@ def affine_of(first: Plane, step: np.ndarray, *, origin: np.ndarray) -> np.ndarr
     return affine
 
 
+def grid_spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Distance in mm between neighbours along i and j, and between slice planes along k, of an affine (4, 4).
+
+    The planes' distance is taken along their normal: in a sheared grid the step from slice to slice is longer.
+    """
+    i, j, k = affine[:3, 0], affine[:3, 1], affine[:3, 2]
+    normal = np.cross(i, j)
+    return float(np.linalg.norm(i)), float(np.linalg.norm(j)), float(abs(k @ normal) / np.linalg.norm(normal))
+
+
 def tilt_degrees(affine: np.ndarray) -> float:
     """Angle between the step from slice to slice and the slice normal; 0 for an orthogonal grid."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
+from bundle.dicom.geometry import grid_spacing_mm
+
 # DICOM's patient axes are left-posterior-superior (PS3.3 C.7.6.2.1.1), NIfTI's and MONAI's right-anterior-superior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -122,13 +124,8 @@ class Volume:
 
     @cached_property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance in mm between neighbours along i and j, and between slice planes along k.
-
-        The planes' distance is taken along their normal: in a sheared grid the step from slice to slice is longer.
-        """
-        i, j, k = self.affine[:3, 0], self.affine[:3, 1], self.affine[:3, 2]
-        normal = np.cross(i, j)
-        return (float(np.linalg.norm(i)), float(np.linalg.norm(j)), float(abs(k @ normal) / np.linalg.norm(normal)))
+        """Distance in mm between neighbours along i and j, and between slice planes along k."""
+        return grid_spacing_mm(self.affine)
 
     @cached_property
     def affine_ras(self) -> np.ndarray:

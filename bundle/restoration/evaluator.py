@@ -14,6 +14,7 @@ from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader
 
 from bundle.data.sources import Case
+from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import Refusal
 from bundle.errors import BundleError, InterruptedRun
 from bundle.networks.restorer import Restorer
@@ -89,7 +90,7 @@ class SeriesEvaluator(SupervisedEvaluator):
 
     def image_on_device(self, image: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return HU (1, 1, H, W, D) and spacing (1, 3) in mm of an image (1, H, W, D)."""
-        spacing_mm = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+        spacing_mm = grid_spacing_mm(np.asarray(image.affine))
         device = self.state.device
         return image.as_tensor()[None].to(device), torch.as_tensor(spacing_mm, dtype=torch.float32)[None].to(device)
 

@@ -110,3 +110,26 @@ def test_uneven_series_are_cases_only_when_asked(tmp_path):
     case = next(case for case in found.cases if case.resampled)
     assert len(case.files) == 5 and case.content_digest() != replace(case, resampled=False).content_digest()
     assert refused.cases[0].content_digest() in [case.content_digest() for case in found.cases]
+
+
+def test_the_content_digest_knows_content_and_not_where_it_lies(tmp_path):
+    for folder in ("here", "there/deeper"):
+        write_phantom_series(tmp_path / folder, slices=3)
+    write_phantom_series(tmp_path / "other", slices=3, seed=5)
+    here, there, other = (find_cases(tmp_path / name).cases[0] for name in ("here", "there", "other"))
+    assert here.content_digest() == there.content_digest() != other.content_digest()
+
+
+def test_the_content_digest_of_an_archive(tmp_path):
+    import shutil
+
+    write_phantom_series(tmp_path / "series", slices=3)
+    (tmp_path / "in").mkdir()
+    shutil.make_archive(str(tmp_path / "in" / "a"), "zip", tmp_path / "series")
+    case = find_cases(tmp_path / "in").cases[0]
+    before = case.content_digest()
+    assert before == find_cases(tmp_path / "in").cases[0].content_digest()
+    (tmp_path / "in" / "a.zip").unlink()
+    write_phantom_series(tmp_path / "series", slices=3, seed=9)
+    shutil.make_archive(str(tmp_path / "in" / "a"), "zip", tmp_path / "series")
+    assert find_cases(tmp_path / "in").cases[0].content_digest() != before
