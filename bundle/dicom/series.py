@@ -11,6 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 
 from bundle.dicom.elements import Unusable, decimals, text
+from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.headers import NotDicom, Slice, read_whole
 from bundle.dicom.pixels import Image, compressed_frames, decode, decode_all, is_native, padding_range, pixel_layout
 from bundle.dicom.resample import resample
@@ -74,9 +75,7 @@ class Series:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance in mm between neighbours along i, j and between slice planes."""
-        i, j, k = self.affine[:3, 0], self.affine[:3, 1], self.affine[:3, 2]
-        normal = np.cross(i, j) / np.linalg.norm(np.cross(i, j))
-        return float(np.linalg.norm(i)), float(np.linalg.norm(j)), float(abs(k @ normal))
+        return grid_spacing_mm(self.affine)
 
     @property
     def scanner(self) -> str:
