@@ -11,7 +11,7 @@ from bundle.files import digest, file_digest
 _NIFTI = ("*.nii", "*.nii.gz")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """One volume to train on or to restore.
 
@@ -28,6 +28,10 @@ class Case:
     files: tuple[str, ...]
     label: str
     resampled: bool = False
+
+    def __repr__(self) -> str:
+        """The key alone: paths may hold identifiers, and a repr ends up in logs."""
+        return f"Case({self.key})"
 
     def content_digest(self) -> str:
         """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""

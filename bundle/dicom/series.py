@@ -25,7 +25,7 @@ KEY_DIGITS = 16
 MAX_EXACT_FLOAT32 = 1 << 24
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Series:
     """One CT volume in waiting: headers read and checked, pixels not yet.
 
@@ -50,6 +50,10 @@ class Series:
     frames: tuple[int | None, ...]
     notes: tuple[str, ...] = field(default=())
     grid: SliceGrid | None = None
+
+    def __repr__(self) -> str:
+        """Key and shape: headers and paths hold identifiers, and a repr ends up in logs."""
+        return f"Series({self.key}, shape={self.shape})"
 
     def load(self) -> Volume:
         """Read the pixels.

@@ -65,3 +65,10 @@ def test_errors_name_the_slice_but_not_the_folder(tmp_path):
     with pytest.raises(BundleError, match="slice 0") as caught:
         series.load()
     assert "Secret" not in str(caught.value)
+
+
+def test_a_series_shows_no_identifier(tmp_path):
+    write_phantom_series(tmp_path / "DOE", slices=3, patient="SECRET-7")
+    series = find_series(tmp_path / "DOE").series[0]
+    assert series.key in repr(series)
+    assert "SECRET" not in repr(series) and "DOE" not in repr(series) and "2.25." not in repr(series)
