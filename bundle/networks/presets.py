@@ -59,7 +59,7 @@ PRESETS = {
     "small": Preset(
         autoencoder_channels=(4, 16, 16),
         latent_channels=16,
-        autoencoder_res_blocks=(0, 1, 1),  # none on full pixels, where they would take half of the time
+        autoencoder_res_blocks=(0, 1, 1),  # none on full pixels, where they cost most
         denoiser_channels=(64, 96, 128),
         denoiser_attention=(False, False, False),
         denoiser_res_blocks=1,

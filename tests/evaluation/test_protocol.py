@@ -1,50 +1,24 @@
 """The evaluation workflow on real DICOM files."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigWorkflow
 from phantom_series import phantom_hu, write_phantom_series
+from tiny_workflows import run_tiny, write_tiny_weights
 
-import bundle
 from bundle.errors import BundleError, find_bundle_error
 from bundle.evaluation.protocol import measure
 from bundle.evaluation.tables import METRICS
-from bundle.networks.presets import build_restorer
-from bundle.training.handlers import save_weights
-
-ROOT = Path(bundle.__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(3)
-    restorer = build_restorer("tiny")
-    with torch.no_grad():
-        for parameter in restorer.denoiser.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    save_weights(restorer, path)
-    return path
+    return write_tiny_weights(tmp_path_factory.mktemp("weights") / "model.pt", part="denoiser", scale=0.02)
 
 
 def run(dataset_dir, out, weights, **options):
-    workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs" / "evaluate.yaml"),
-        meta_file=str(ROOT / "configs" / "metadata.json"),
-        logging_file=None,
-        workflow_type="infer",
-        run_id="evaluation",
-        dataset_dir=str(dataset_dir),
-        output_dir=str(out),
-        weights_file=str(weights),
-        **{"preset": "tiny", "mixed_precision": "off", "device": "cpu", **options},
-    )
-    workflow.initialize()
-    workflow.run()
+    run_tiny("evaluate.yaml", "evaluation", dataset_dir=dataset_dir, output_dir=out, weights=weights, **options)
     return json.loads((out / "metrics.json").read_text())
 
 

@@ -1,58 +1,27 @@
 """The inference workflow on real DICOM files: geometry, HU, resume, bad series, interruption."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigWorkflow
 from phantom_series import write_phantom_series
+from tiny_workflows import run_tiny, write_tiny_weights
 
-import bundle
 from bundle.configuration import exit_code
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
-from bundle.networks.presets import build_restorer
-from bundle.training.handlers import save_weights
-
-ROOT = Path(bundle.__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(3)
-    restorer = build_restorer("tiny")
-    with torch.no_grad():
-        for parameter in restorer.refiner.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    save_weights(restorer, path)
-    return path
+    return write_tiny_weights(tmp_path_factory.mktemp("weights") / "model.pt", part="refiner", scale=0.05)
 
 
 @pytest.fixture
 def run(tmp_path, weights):
     def start(dataset_dir, **options):
-        workflow = ConfigWorkflow(
-            config_file=str(ROOT / "configs" / "inference.yaml"),
-            meta_file=str(ROOT / "configs" / "metadata.json"),
-            logging_file=None,
-            workflow_type="infer",
-            run_id="inference",
-            dataset_dir=str(dataset_dir),
-            weights_file=str(weights),
-            **{
-                "output_dir": str(tmp_path / "out"),
-                "preset": "tiny",
-                "mixed_precision": "off",
-                "device": "cpu",
-                **options,
-            },
-        )
-        workflow.initialize()
-        workflow.run()
-        return workflow
+        folder = options.pop("output_dir", tmp_path / "out")
+        run_tiny("inference.yaml", "inference", dataset_dir=dataset_dir, output_dir=folder, weights=weights, **options)
 
     return start
 
