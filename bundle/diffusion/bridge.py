@@ -4,6 +4,7 @@ After Li et al. 2023 (BBDM, arXiv:2205.07680) and Liu et al. 2023 (I2SB, arXiv:2
 as the prediction: one step is the regressor's mean, several steps draw from the posterior.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +22,14 @@ class BrownianBridge:
         noise_scale: size of the bridge's noise in units of `spread`.
         start_fraction: part of the training samples at t = 1, where every restoration begins; the others are
             uniform in (0, 1).
+        residual_std: what the prediction at t = 1 leaves unknown: the standard deviation of clean minus predicted
+            latents in units of `spread`, one per latent channel, measured with the trained network; None when it
+            was not measured. With it, several steps draw what few steps otherwise leave out (`sample`).
     """
 
     noise_scale: float = 1.5
     start_fraction: float = 0.45
+    residual_std: Sequence[float] | None = None
 
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,)."""
@@ -66,7 +71,11 @@ class BrownianBridge:
         """Draw a clean latent in `steps` equal steps of time from 1 to 0; one step equals `restore`.
 
         From t to s < t the bridge between clean and z_t is exact (Brownian bridge, conditioned at both ends):
-        mean (1 - s/t) clean + (s/t) z_t, variance (noise_scale * spread)^2 s (t - s) / t.
+        mean (1 - s/t) clean + (s/t) z_t, variance (noise_scale * spread)^2 s (t - s) / t. The prediction stands in
+        for `clean`, and is only its mean: what z_t leaves unknown of it, Var(clean | z_t), is missing from the
+        result, the more the fewer steps. Where `residual_std` is known it is added, (1 - s/t)^2 Var(clean | z_t)
+        per step: the optimal variance of Bao et al. 2022 (Analytic-DPM, arXiv:2201.06503) for this bridge. For
+        Gaussian data every number of steps is then exact.
         """
         check_steps(steps)
         z_t = degraded
@@ -74,8 +83,23 @@ class BrownianBridge:
             now, then = 1 - step / steps, 1 - (step + 1) / steps
             t = torch.full((degraded.shape[0],), now, device=degraded.device)
             clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
-            if step == steps - 1:
+            variance = self.noise_scale**2 * then * (now - then) / now
+            if self.residual_std is not None and steps > 1:
+                variance = variance + (1 - then / now) ** 2 * self._unknown(now, like=degraded)
+            elif step == steps - 1:
                 return clean
-            deviation = self.noise_scale * spread * (then * (now - then) / now) ** 0.5
-            z_t = (then / now) * z_t + (1 - then / now) * clean + deviation * noise(step)
-        raise AssertionError("unreachable: the last step returns")
+            z_t = (then / now) * z_t + (1 - then / now) * clean + spread * variance**0.5 * noise(step)
+        return z_t
+
+    def _unknown(self, t: float, *, like: torch.Tensor) -> torch.Tensor:
+        """Var(clean | z_t) / spread^2 for Gaussian latents, (1, L, 1, ...).
+
+        Given the degraded latent, clean has the variance v = residual_std^2 and z_t - t degraded is
+        (1 - t) clean + noise_scale sqrt(t (1 - t)) noise, so that 1 / Var = 1 / v + (1 - t) / (noise_scale^2 t).
+        """
+        assert self.residual_std is not None
+        v = torch.tensor(self.residual_std, dtype=like.dtype, device=like.device).square()
+        v = v.reshape(1, -1, *[1] * (like.ndim - 2))
+        if self.noise_scale == 0:  # z_t then follows from clean: nothing is unknown
+            return torch.zeros_like(v) if t < 1 else v
+        return v / (1 + v * (1 - t) / (self.noise_scale**2 * t))

@@ -1,10 +1,12 @@
-"""Gaussian diffusion: DDPM (Ho et al. 2020, arXiv:2006.11239) and DDIM (Song et al. 2021, arXiv:2010.02502).
+"""Gaussian diffusion: DDPM (Ho et al. 2020, arXiv:2006.11239), DDIM (Song et al. 2021, arXiv:2010.02502) and
+DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095).
 
 Own samplers, because those of MONAI 1.6 and monai-generative 0.2.3 take their previous step from t - 1 or
 t - 1000 // n whatever steps were set, and clamp the clean latent to [-1, 1]. Here the previous step is looked up.
 """
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +15,7 @@ import torch
 from bundle.diffusion.process import Noise, Predict, check_steps, per_sample
 
 Parameterisation = Literal["epsilon", "v", "x0"]
-Sampler = Literal["ddim", "ddpm"]
+Sampler = Literal["ddim", "ddpm", "dpm_solver"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,8 @@ class GaussianDiffusion:
 
     Args:
         parameterisation: what the network predicts: 'epsilon', 'v' (Salimans and Ho 2022) or 'x0'.
-        sampler: 'ddim' with `eta` (0 is deterministic, 1 ancestral) or 'ddpm', which is DDIM with eta 1.
+        sampler: 'ddim' with `eta` (0 is deterministic, 1 ancestral), 'ddpm', which is DDIM with eta 1, or
+            'dpm_solver', DPM-Solver++(2M): deterministic, of second order.
         eta: share of the ancestral noise that DDIM adds.
         train_steps: number of training steps; times are t = (step + 1) / train_steps.
         beta_start: first beta of the scaled-linear schedule.
@@ -42,8 +45,10 @@ class GaussianDiffusion:
     def __post_init__(self) -> None:
         if self.parameterisation not in ("epsilon", "v", "x0"):
             raise ValueError(f"parameterisation must be 'epsilon', 'v' or 'x0', not '{self.parameterisation}'")
-        if self.sampler not in ("ddim", "ddpm"):
-            raise ValueError(f"sampler must be 'ddim' or 'ddpm', not '{self.sampler}'")
+        if self.sampler not in ("ddim", "ddpm", "dpm_solver"):
+            raise ValueError(f"sampler must be 'ddim', 'ddpm' or 'dpm_solver', not '{self.sampler}'")
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler == "dpm_solver"):
+            raise ValueError(f"eta must be between 0 and 1, and 0 with sampler 'dpm_solver', not {self.eta}")
         if not 0 < self.start_time <= 1:
             raise ValueError(f"start_time must be in (0, 1], not {self.start_time}")
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=torch.float64) ** 2
@@ -97,18 +102,47 @@ class GaussianDiffusion:
     def sample(
         self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
     ) -> torch.Tensor:
-        """Draw a clean latent by DDIM over `steps` times spaced evenly from start_time to 0."""
+        """Draw a clean latent over `steps` times spaced evenly from start_time to 0."""
         check_steps(steps, most=self.train_steps)
         eta = 1.0 if self.sampler == "ddpm" else self.eta
         times = torch.linspace(self.start_time, 0.0, steps + 1, dtype=torch.float64).tolist()
         first = torch.full((degraded.shape[0],), times[0], device=degraded.device)
         signal, deviation = self._levels(first, degraded)
         z_t = deviation * noise(0) + (signal * degraded if self.start_time < 1 else 0.0)
+        before: tuple[float, torch.Tensor] | None = None
         for step, (now, then) in enumerate(itertools.pairwise(times)):
             t = torch.full((degraded.shape[0],), now, device=degraded.device)
             clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
-            z_t = self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None)
+            if self.sampler == "dpm_solver":
+                z_t, before = self._multistep(z_t, clean, now, then, before), (now, clean)
+            else:
+                z_t = self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None)
         return z_t
+
+    def _multistep(
+        self,
+        z_t: torch.Tensor,
+        clean: torch.Tensor,
+        now: float,
+        then: float,
+        before: tuple[float, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Lu et al. 2022, algorithm 2 (2M): `before` is the time and clean latent of the step before, if any.
+
+        With lambda = log(signal / deviation), h the step in it and r the last step over this one, the clean latent
+        is extrapolated, D = (1 + 1 / (2 r)) clean - 1 / (2 r) before, and z = (dev' / dev) z - signal' (e^-h - 1) D.
+        The last step is of first order: lambda is infinite at the clean end.
+        """
+        if then == 0:
+            return clean
+        (signal, deviation), (signal_then, deviation_then) = self._numbers(now), self._numbers(then)
+        h = math.log(signal_then / deviation_then) - math.log(signal / deviation)
+        if before is not None:
+            signal_before, deviation_before = self._numbers(before[0])
+            last = math.log(signal / deviation) - math.log(signal_before / deviation_before)
+            weight = h / (2 * last)  # 1 / (2 r)
+            clean = (1 + weight) * clean - weight * before[1]
+        return (deviation_then / deviation) * z_t - signal_then * math.expm1(-h) * clean
 
     def _step(
         self,
@@ -126,6 +160,11 @@ class GaussianDiffusion:
         direction = max(1 - previous - sigma**2, 0.0) ** 0.5
         z_s = previous**0.5 * clean + direction * epsilon
         return z_s if noise is None else z_s + sigma * noise
+
+    def _numbers(self, t: float) -> tuple[float, float]:
+        """sqrt(abar) and sqrt(1 - abar) of one time."""
+        abar = float(self._alpha_bar(t))
+        return abar**0.5, (1 - abar) ** 0.5
 
     def _alpha_bar(self, t: float | torch.Tensor) -> torch.Tensor:
         index = torch.as_tensor(t, dtype=torch.float64).cpu() * self.train_steps

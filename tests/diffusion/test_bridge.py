@@ -181,6 +181,45 @@ def test_the_toys_standard_deviation_reaches_the_posteriors(steps, tolerance):
     assert 0 < shortfall < tolerance
 
 
+def corrected_toy(steps: int, *, residual: float = math.sqrt(POSTERIOR_VARIANCE) / SE) -> tuple[float, float]:
+    """As `toy`, with the posterior's deviation known in units of the spread."""
+    start = torch.full((steps + 1, 1), DEGRADED, dtype=torch.float64)
+    z = BrownianBridge(noise_scale=1.5, residual_std=(residual,)).sample(
+        exact, start, torch.tensor(SE, dtype=torch.float64), steps=steps, noise=impulses(steps)
+    )
+    return float(z[-1]), float((z[:-1] - z[-1]).square().sum().sqrt())
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 50])
+def test_with_the_residual_known_every_step_count_gives_the_exact_posterior(steps):
+    mean, deviation = corrected_toy(steps)
+    assert mean == pytest.approx(POSTERIOR_MEAN, abs=1e-6)
+    assert deviation == pytest.approx(math.sqrt(POSTERIOR_VARIANCE), rel=1e-6)
+
+
+def test_one_step_stays_the_mean_whatever_is_known():
+    assert corrected_toy(1) == pytest.approx((POSTERIOR_MEAN, 0.0), abs=1e-6)
+
+
+def test_nothing_unknown_draws_less_than_the_bridge_alone_and_too_much_more():
+    """The correction follows what it is told: it is no constant."""
+    deviations = [corrected_toy(4, residual=r)[1] for r in (1e-9, 0.3, 0.6, 1.2)]
+    assert deviations == sorted(deviations)
+    assert deviations[0] == pytest.approx(toy(4)[1], rel=1e-6)
+
+
+def test_residuals_are_per_channel():
+    bridge = BrownianBridge(residual_std=(0.0, 0.5, 1.0))
+    z = bridge.sample(
+        lambda z_t, t: torch.zeros_like(z_t), torch.zeros(SHAPE), torch.tensor(1.0), steps=2, noise=lambda _: normal(3)
+    )
+    plain = BrownianBridge().sample(
+        lambda z_t, t: torch.zeros_like(z_t), torch.zeros(SHAPE), torch.tensor(1.0), steps=2, noise=lambda _: normal(3)
+    )
+    assert torch.allclose(z[:, 0].double(), plain[:, 0].double())
+    assert z[:, 2].std() > z[:, 1].std() > 0
+
+
 def test_drawn_samples_have_the_mean_and_deviation_that_impulses_say():
     shape = (1, 50_000)
     z = BrownianBridge(noise_scale=1.5).sample(

@@ -89,7 +89,7 @@ def test_the_clean_latent_is_never_clamped():
     assert clean.abs().max() > 100
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
 def test_a_constant_clean_prediction_is_reached(sampler, steps):
     process, clean, shape = GaussianDiffusion(sampler=sampler, parameterisation="x0"), normal(0)[:, :1], (2, 1, 4, 4, 2)
@@ -97,7 +97,7 @@ def test_a_constant_clean_prediction_is_reached(sampler, steps):
     torch.testing.assert_close(z, clean, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_parameterisations_give_identical_samples(sampler, steps):
     samples = []
@@ -116,7 +116,7 @@ def test_parameterisations_give_identical_samples(sampler, steps):
     torch.testing.assert_close(samples[0], samples[2], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
 def test_data_of_one_point_is_sampled_exactly(sampler):
     """A Gaussian of no width: the exact denoiser is a constant, and no step count may spread or move it."""
     process = GaussianDiffusion(sampler=sampler)
@@ -274,8 +274,51 @@ def test_the_schedule_falls_from_one_to_almost_nothing():
         ({"sampler": "euler"}, "sampler"),
         ({"start_time": 0.0}, "start_time"),
         ({"start_time": 1.1}, "start_time"),
+        ({"eta": -0.1}, "eta"),
+        ({"sampler": "dpm_solver", "eta": 0.5}, "eta"),
     ],
 )
 def test_what_is_unknown_is_refused_by_name(arguments, name):
     with pytest.raises(ValueError, match=name):
         GaussianDiffusion(**arguments)
+
+
+def error_in_mid_flight(sampler: str, steps: int, *, end: float = 0.2, s0: float = 0.5) -> float:
+    """Relative error at time `end` against the exact flow of the probability-flow ODE of N(0, s0^2).
+
+    Its solution keeps z_t in proportion to the marginal deviation sqrt(abar_t s0^2 + 1 - abar_t).
+    """
+    process, seen = GaussianDiffusion(sampler=sampler), {}
+
+    def predict(z_t, t):
+        seen[round(float(t[0]), 6)] = float(z_t)
+        return as_prediction(process, denoised(process, z_t, t, s0), z_t, t)
+
+    one = torch.ones(1, 1, dtype=torch.float64)
+    process.sample(predict, one, ONE, steps=steps, noise=lambda _: one)
+
+    def width(t):
+        level = alpha_bar(process, torch.tensor(t, dtype=torch.float64))
+        return float((level * s0**2 + 1 - level).sqrt())
+
+    return abs(seen[end] / seen[1.0] * width(1.0) / width(end) - 1)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm_solver", 2)])
+def test_the_order_of_convergence_against_the_exact_flow(sampler, order):
+    coarse, fine = error_in_mid_flight(sampler, 100), error_in_mid_flight(sampler, 200)
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
+
+
+def test_the_second_order_is_more_exact_for_the_same_work():
+    for steps in (10, 20, 50):
+        assert error_in_mid_flight("dpm_solver", steps) < 0.5 * error_in_mid_flight("ddim", steps)
+
+
+def test_eta_goes_from_ddim_to_ddpm():
+    def deviation(**options):
+        return toy_deviation(GaussianDiffusion(**options), 20)
+
+    assert deviation(eta=0.0) == deviation()
+    assert deviation(eta=1.0) == deviation(sampler="ddpm")
+    assert deviation(eta=1.0) < deviation(eta=0.5) < deviation()
