@@ -19,17 +19,21 @@ def degrade(source: Path, target: Path, *, dose: float, seed: int) -> list[Path]
     """Write OUT/<series key>/*.dcm for every series below `source`; return the folders."""
     from monai.transforms import Compose
 
+    from bundle.degrade.low_dose import Scanner
     from bundle.degrade.transforms import LowDosed, UnitNoised
     from bundle.dicom.reader import LoadSeriesd
 
-    chain = Compose([LoadSeriesd("image"), UnitNoised("image", seed=seed), LowDosed("image", dose=dose)])
+    scanner = Scanner(calibrate_noise=True)  # a fraction of the dose that the series has, not of an imitated one
+    chain = Compose(
+        [LoadSeriesd("image"), UnitNoised("image", seed=seed, scanner=scanner), LowDosed("image", dose=dose)]
+    )
     folders = []
     for case in find_cases(source).cases:
         degraded: Any = chain({"image": list(case.files)})
         derivation = Derivation(
             description=f"Low dose simulated in the projection domain, {dose:g} of the series' dose",
             series_suffix=f"dose {dose:g}",
-            settings_digest=digest("low_dose", str(dose), str(seed)),
+            settings_digest=digest("low_dose", "calibrated", str(dose), str(seed)),
             weights_digest="",
             software_version=__version__,
         )

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "bundle"
 # Ground floor to roof. Rooms of one floor do not import each other, except on the ground floor.
 FLOORS = (
     ("errors", "files", "overrides", "configuration", "progress", "units"),
-    ("dicom", "degrade", "metrics"),
+    ("metrics",),  # functions of arrays: the noise estimate serves the report of a series and the dose model
+    ("dicom", "degrade"),
     ("data", "diffusion"),
     ("networks",),
     ("restoration",),

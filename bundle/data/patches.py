@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from bundle.data.averaging import SlabSampling, average
 from bundle.data.prepared import PreparedCase
 from bundle.data.splits import Part
 from bundle.degrade.low_dose import apply_dose
@@ -37,6 +38,7 @@ class PatchDataset(Dataset):
         length: items per epoch.
         seed: with epoch and index it determines an item, whatever the worker, rank or resume.
         degradation: how the dose is drawn.
+        slabs: how often neighbouring slices are averaged; None never.
         augment: flips and transposes.
     """
 
@@ -49,6 +51,7 @@ class PatchDataset(Dataset):
         length: int,
         seed: int,
         degradation: DoseSampling | None = None,
+        slabs: SlabSampling | None = None,
         augment: bool = True,
     ) -> None:
         self.parts = [part for part in data if _fits(part, patch_size, num_slices)]
@@ -61,6 +64,7 @@ class PatchDataset(Dataset):
         self.length = length
         self.seed = seed
         self.degradation = degradation or DoseSampling()
+        self.slabs = slabs or SlabSampling()
         self.augment = augment
         # Long series have more to teach, but not in proportion: neighbouring slices are alike.
         weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
@@ -74,35 +78,44 @@ class PatchDataset(Dataset):
         epoch, index = position if isinstance(position, tuple) else (0, position)
         rng = np.random.default_rng([self.seed, epoch, index])
         part = self.parts[rng.choice(len(self.parts), p=self.weights)]
-        corner = self._corner(part, rng)
+        slices = self.slabs.draw(
+            rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
+        )
+        region = self._region(part, slices, rng)
         low, high = self.degradation.dose_range
         dose = sample_dose(rng, low, high, self.degradation.clean_fraction)
-        return self._cut(part.case, corner, dose, rng)
+        return self._cut(part.case, region, slices, dose, rng)
 
-    def _corner(self, part: Part, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Draw a patch's first voxel, favouring body over air."""
-        corner = (0, 0, 0)
+    def _region(self, part: Part, slices: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+        """Draw where a patch of `slices` times as many slices lies, favouring body over air."""
+        size = (self.patch[0], self.patch[1], self.patch[2] * slices)
+        region = _region((0, 0, 0), size)
         for _ in range(_TRIES):
             height, width, _ = part.case.shape
             corner = (
-                int(rng.integers(height - self.patch[0] + 1)),
-                int(rng.integers(width - self.patch[1] + 1)),
-                int(rng.integers(part.start, part.stop - self.patch[2] + 1)),
+                int(rng.integers(height - size[0] + 1)),
+                int(rng.integers(width - size[1] + 1)),
+                int(rng.integers(part.start, part.stop - size[2] + 1)),
             )
-            region = _region(corner, self.patch)
-            if np.mean(part.case.image_hu[region][::4, ::4] > _BODY_HU) >= _BODY_FRACTION:
+            region = _region(corner, size)
+            if np.mean(part.case.image_hu[region][::4, ::4, ::slices] > _BODY_HU) >= _BODY_FRACTION:
                 break
-        return corner
+        return region
 
     def _cut(
-        self, case: PreparedCase, corner: tuple[int, int, int], dose: float, rng: np.random.Generator
+        self,
+        case: PreparedCase,
+        region: tuple[slice, slice, slice],
+        slices: int,
+        dose: float,
+        rng: np.random.Generator,
     ) -> dict[str, Any]:
-        region = _region(corner, self.patch)
         quantum, electronic = case.noise(int(rng.integers(case.realisations)))
         sign = rng.choice((-1.0, 1.0))  # noise is symmetric: each realisation serves twice
-        label = np.asarray(case.image_hu[region], dtype=np.float32)
-        image = apply_dose(label, sign * _float(quantum[region]), sign * _float(electronic[region]), dose=dose)
-        levels = case.noise_level(dose, region[2])
+        label = average(case.image_hu[region], slices)
+        noises = (sign * average(noise[region], slices) for noise in (quantum, electronic))
+        image = apply_dose(label, *noises, dose=dose)
+        levels = case.noise_level(dose, region[2], slices=slices, own_level=self.slabs.own_level(case, slices))
         if self.augment:
             turn = _Turn.draw(rng)
             image, label = turn(image), turn(label)
@@ -110,7 +123,7 @@ class PatchDataset(Dataset):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image))[None],
             "label": torch.from_numpy(np.ascontiguousarray(label))[None],
-            "spacing_mm": torch.tensor(case.spacing_mm, dtype=torch.float32),
+            "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * slices), dtype=torch.float32),
             "noise_level": torch.from_numpy(levels),
         }
 

@@ -62,13 +62,25 @@ class PreparedCase:
         )
         return quantum, electronic
 
-    def noise_level(self, dose: float, slices: slice) -> np.ndarray:
-        """Noise level per slice in HU at a dose fraction: independent parts add in quadrature."""
+    def noise_level(self, dose: float, region: slice, *, slices: int = 1, own_level: float = 1.0) -> np.ndarray:
+        """Noise level in HU at a dose fraction: independent parts add in quadrature.
+
+        Args:
+            dose: fraction of the scan's own dose.
+            region: slices of the case.
+            slices: how many neighbours of `region` are averaged to one.
+            own_level: level of the scan's own noise after averaging, relative to a single slice's.
+
+        Returns:
+            float32, one value for each slice or average.
+        """
         own, quantum, electronic = (
-            np.asarray(level, np.float32)[slices] for level in (self.noise_hu, self.quantum_hu, self.electronic_hu)
+            np.square(np.asarray(level, np.float32)[region]).reshape(-1, slices).mean(axis=1)
+            for level in (self.noise_hu, self.quantum_hu, self.electronic_hu)
         )
-        variance = own**2 + (1 / dose - 1) * quantum**2 + (1 / dose**2 - 1) * electronic**2
-        return np.sqrt(variance).astype(np.float32)
+        # The simulated noise is independent from slice to slice, so that its variance falls as 1 / n.
+        added = ((1 / dose - 1) * quantum + (1 / dose**2 - 1) * electronic) / slices
+        return np.sqrt(own_level**2 * own + added).astype(np.float32)
 
 
 def prepare_cases(

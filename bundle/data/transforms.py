@@ -1,6 +1,7 @@
 """MONAI transforms of this bundle that are neither about DICOM nor about degradation."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nibabel
@@ -82,15 +83,26 @@ class NoiseRealisationsd(MapTransform):
         realisations: how many.
         seed: of the first; the others follow.
         scanner: the physics.
+        hann_cutoffs_per_mm: kernels of the realisations in turn, in place of the scanner's own, so that a model
+            meets smoother and sharper noise.
     """
 
     def __init__(
-        self, keys: KeysCollection = "image", *, realisations: int, seed: int = 0, scanner: Scanner | None = None
+        self,
+        keys: KeysCollection = "image",
+        *,
+        realisations: int,
+        seed: int = 0,
+        scanner: Scanner | None = None,
+        hann_cutoffs_per_mm: Sequence[float] = (),
     ) -> None:
         super().__init__(keys)
         names = noise_keys(realisations)
+        scanner = scanner or Scanner()
+        cutoffs = list(hann_cutoffs_per_mm) or [scanner.hann_cutoff_per_mm]
+        scanners = [replace(scanner, hann_cutoff_per_mm=cutoffs[r % len(cutoffs)]) for r in range(realisations)]
         self.each = [
-            UnitNoised(keys, seed=seed + number, scanner=scanner, quantum=quantum, electronic=electronic)
+            UnitNoised(keys, seed=seed + number, scanner=scanners[number], quantum=quantum, electronic=electronic)
             for number, (quantum, electronic) in enumerate(zip(names[::2], names[1::2], strict=True))
         ]
 

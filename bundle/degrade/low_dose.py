@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.degrade.projector import FIRST_ANGLE, ParallelBeam, filtered_back_projection, forward
-from bundle.units import AIR_HU
+from bundle.degrade.line_integrals import COARSE_VIEWS, WATER_MU_PER_MM, line_integrals, refine
+from bundle.degrade.projector import ParallelBeam, filtered_back_projection
+from bundle.metrics.noise import noise_level
 
-WATER_MU_PER_MM = 0.0193  # water at the 70 keV or so that a 120 kV scan amounts to (NIST XCOM)
 PADDING_HU = -1500.0  # below it a voxel was never measured (-2000, -3024 are usual) and stays without noise
 MIN_COUNTS = 10.0  # scanners filter rays with fewer photons (Hsieh, Med. Phys. 25, 1998), where the log fails
-COARSE = 2  # line integrals vary slowly: projecting at half the resolution changes the noise by under 1 %
-COARSE_VIEWS = 4
+CALIBRATION_SLICES = 3
+CALIBRATION_FACTOR = 8.0  # an own noise further than this from the imitated exposure's is no CT noise (a phantom's)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,21 @@ class Scanner:
         hann_cutoff_per_mm: where the Hann window on the ramp reaches zero, 1/mm; 0 is no window. It stands for
             the reconstruction kernel, which knows no pixels, hence the unit. 0.95 gives the mean noise frequency
             (0.30 to 0.41 per mm) measured in soft tissue of standard kernels (B, B41s, STANDARD, STD+).
+        calibrate_noise: choose the exposure so that unit quantum noise is as strong as the given scan's own noise:
+            a fraction d of its dose then has 1/d of its own variance in all. Not with `photons_per_ray`.
     """
 
     photons_per_ray: float | None = None
     electronic_noise: float = 5.0
     views: int = 720
     hann_cutoff_per_mm: float = 0.95
+    calibrate_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.photons_per_ray is not None and self.photons_per_ray <= 0:
             raise ValueError(f"photons_per_ray must be above 0, not {self.photons_per_ray}")
+        if self.photons_per_ray is not None and self.calibrate_noise:
+            raise ValueError("photons_per_ray and calibrate_noise both decide the exposure: give one of them")
         if self.electronic_noise < 0:
             raise ValueError(f"electronic_noise must not be negative, not {self.electronic_noise}")
         if self.views < COARSE_VIEWS:
@@ -84,7 +89,7 @@ def unit_noise(
         views=scanner.views,
         bin_mm=float(min(spacing_mm)),
     )
-    integrals = _refine(*line_integrals(slice_hu, spacing_mm=spacing_mm, scanner=scanner), beam=beam)
+    integrals = refine(*line_integrals(slice_hu, spacing_mm=spacing_mm, views=scanner.views), beam=beam)
     inverse_counts = np.exp(np.minimum(integrals, np.log(max(photons / MIN_COUNTS, 1.0)))) / np.float32(photons)
     noise = np.empty(integrals.shape, np.complex64)  # two real sinograms in one, see back_project
     noise.real = rng.standard_normal(integrals.shape, np.float32) * np.sqrt(inverse_counts)
@@ -151,43 +156,35 @@ def exposure(volume_hu: np.ndarray, *, spacing_mm: tuple[float, float], scanner:
     Automatic exposure control is imitated by N0 = 9e5 exp(0.6 (p95 - 6)), p95 being the 95th percentile of the
     middle slice's line integrals: dense patients get more photons, but not enough to even out their noise.
     With it, quarter dose adds 18 to 29 HU (standard deviation) to soft tissue of ordinary series, more with arms down.
+    With `calibrate_noise` the photons are then scaled by the ratio of the unit quantum noise to the scan's own.
     """
     if scanner.photons_per_ray is not None:
         return float(scanner.photons_per_ray)
     middle = volume_hu[:, :, volume_hu.shape[2] // 2]
-    integrals, _ = line_integrals(middle, spacing_mm=spacing_mm, scanner=scanner)
-    return float(9e5 * np.exp(0.6 * (np.percentile(integrals, 95) - 6)))
+    integrals, _ = line_integrals(middle, spacing_mm=spacing_mm, views=scanner.views)
+    photons = float(9e5 * np.exp(0.6 * (np.percentile(integrals, 95) - 6)))
+    if not scanner.calibrate_noise:
+        return photons
+    imitated = photons
+    for _ in range(2):  # the level is a median, linear only among noises of a like strength: the second is exact
+        ratio = _unit_to_own_noise(volume_hu, spacing_mm=spacing_mm, photons=photons, scanner=scanner)
+        photons = float(np.clip(photons * ratio**2, imitated / CALIBRATION_FACTOR**2, imitated * CALIBRATION_FACTOR**2))
+    return photons
 
 
-def line_integrals(
-    slice_hu: np.ndarray, *, spacing_mm: tuple[float, float], scanner: Scanner
-) -> tuple[np.ndarray, ParallelBeam]:
-    """Line integrals of a slice (H, W) HU at half the resolution and a quarter of the views, with their beam."""
-    mu = np.maximum(slice_hu.astype(np.float32) - AIR_HU, 0) * np.float32(WATER_MU_PER_MM / 1000)
-    # An odd size gets one more row or column: the shift of half a pixel is nothing to a variance.
-    mu = np.pad(mu, [(0, -size % COARSE) for size in mu.shape], mode="edge")
-    rows, columns = mu.shape[0] // COARSE, mu.shape[1] // COARSE
-    mu = mu.reshape(rows, COARSE, columns, COARSE).mean(axis=(1, 3))
-    coarse_mm = (COARSE * float(spacing_mm[0]), COARSE * float(spacing_mm[1]))
-    beam = ParallelBeam(
-        shape=(rows, columns), spacing_mm=coarse_mm, views=scanner.views // COARSE_VIEWS, bin_mm=max(coarse_mm)
-    )
-    return forward(mu, beam=beam), beam
-
-
-def _refine(integrals: np.ndarray, coarse: ParallelBeam, *, beam: ParallelBeam) -> np.ndarray:
-    """Interpolate line integrals from the views and bins of `coarse` to those of `beam`."""
-    view = (np.arange(beam.views) + FIRST_ANGLE) * (coarse.views / beam.views) - FIRST_ANGLE
-    position_mm = (np.arange(beam.bins) - (beam.bins - 1) / 2) * beam.bin_mm
-    position = position_mm / coarse.bin_mm + (coarse.bins - 1) / 2
-    by_view = _interpolate(integrals, view, axis=0)
-    return _interpolate(by_view, position, axis=1)
-
-
-def _interpolate(values: np.ndarray, position: np.ndarray, *, axis: int) -> np.ndarray:
-    """Linear interpolation along `axis`, held constant beyond the ends."""
-    position = np.clip(position, 0, values.shape[axis] - 1)
-    lower = np.minimum(position.astype(int), max(values.shape[axis] - 2, 0))
-    upper = np.minimum(lower + 1, values.shape[axis] - 1)
-    part = np.expand_dims((position - lower).astype(np.float32), 1 - axis)
-    return values.take(lower, axis) * (1 - part) + values.take(upper, axis) * part
+def _unit_to_own_noise(
+    volume_hu: np.ndarray, *, spacing_mm: tuple[float, float], photons: float, scanner: Scanner
+) -> float:
+    """Level of unit quantum noise over that of the scan's own noise, both measured at the same places."""
+    depth = volume_hu.shape[2]
+    chosen = np.unique(np.linspace(0.2, 0.8, CALIBRATION_SLICES) * (depth - 1) + 0.5).astype(int)
+    scan = np.asarray(volume_hu[:, :, np.unique(chosen)], np.float32)
+    rng = np.random.default_rng(0)  # the measure must not depend on the seed of the noise itself
+    units = [
+        unit_noise(scan[:, :, k], spacing_mm=spacing_mm, rng=rng, photons=photons, scanner=scanner)[0]
+        for k in range(scan.shape[2])
+    ]
+    own = noise_level(scan)
+    both = noise_level(scan + np.stack(units, axis=2))
+    unit = np.sqrt(np.maximum(both**2 - own**2, 0))
+    return float(np.median(unit) / np.median(own))

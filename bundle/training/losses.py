@@ -3,6 +3,7 @@
 import torch
 
 SCALE_HU = 20.0  # a typical noise level: losses are about 1 for an untrained network
+LEAST_NOISE_HU = 2.0  # a scan of less noise than this must not outweigh all others
 _CHARBONNIER_HU = 5.0  # where the Charbonnier loss turns from quadratic to linear
 
 LOSS_TERMS = ("refined", "unrefined", "target", "reconstruction", "kl")
@@ -11,6 +12,20 @@ LOSS_TERMS = ("refined", "unrefined", "target", "reconstruction", "kl")
 def charbonnier(difference_hu: torch.Tensor) -> torch.Tensor:
     """Mean of sqrt(d^2 + e^2) - e (Charbonnier et al. 1994): L1 that is smooth at zero, of HU differences."""
     return ((difference_hu.square() + _CHARBONNIER_HU**2).sqrt() - _CHARBONNIER_HU).mean() / SCALE_HU
+
+
+def noise_relative_charbonnier(difference_hu: torch.Tensor, noise_hu: torch.Tensor) -> torch.Tensor:
+    """Charbonnier loss of differences in units of the noise, with its corner at the noise itself.
+
+    A head at 5 HU of noise weighs as much as a chest at 50, and most differences lie in the quadratic part, whose
+    minimum is the mean: what PSNR and an unbiased HU value ask for.
+
+    Args:
+        difference_hu: (B, 1, H, W, D).
+        noise_hu: noise level of the input per slice, (B, D).
+    """
+    relative = difference_hu / noise_hu.clamp_min(LEAST_NOISE_HU)[:, None, None, None, :]
+    return ((relative.square() + 1.0).sqrt() - 1.0).mean()
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

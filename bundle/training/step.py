@@ -7,7 +7,7 @@ from torch import nn
 
 from bundle.networks.precision import Precision
 from bundle.networks.restorer import Conditions, Restorer
-from bundle.training.losses import charbonnier, kl_divergence
+from bundle.training.losses import charbonnier, kl_divergence, noise_relative_charbonnier
 from bundle.training.phases import Phase
 
 
@@ -77,16 +77,18 @@ class TrainingStep(nn.Module):
         terms = {"target": (prediction - target).square().mean()}
         if self.weights.keys() & {"refined", "unrefined"}:
             latent = process.to_clean(prediction, z_t, conditions.latent, t, conditions.spread)
-            terms |= self._pixel_terms(conditions, latent, batch["label"])
+            terms |= self._pixel_terms(conditions, latent, batch)
         return terms
 
     def _pixel_terms(
-        self, conditions: Conditions, latent: torch.Tensor, label_hu: torch.Tensor
+        self, conditions: Conditions, latent: torch.Tensor, batch: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        linear = self.restorer.linear
+        def loss(image: torch.Tensor) -> torch.Tensor:
+            difference_hu = self.restorer.linear.to_hu(image) - batch["label"]
+            return noise_relative_charbonnier(difference_hu, batch["noise_level"])
+
         unrefined = self.restorer.unrefined(conditions, latent)
-        terms = {"unrefined": charbonnier(linear.to_hu(unrefined) - label_hu)}
+        terms = {"unrefined": loss(unrefined)}
         if "refined" in self.weights:
-            refined = self.restorer.refined(conditions, unrefined)
-            terms["refined"] = charbonnier(linear.to_hu(refined) - label_hu)
+            terms["refined"] = loss(self.restorer.refined(conditions, unrefined))
         return terms

@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from bundle.degrade.low_dose import (
-    WATER_MU_PER_MM,
-    Scanner,
-    apply_dose,
-    exposure,
-    line_integrals,
-    unit_noise,
-    unit_noise_volume,
-)
+from bundle.degrade.line_integrals import WATER_MU_PER_MM
+from bundle.degrade.low_dose import CALIBRATION_FACTOR, Scanner, apply_dose, exposure, unit_noise, unit_noise_volume
+from bundle.metrics.noise import noise_level
 
 SIZE = 128
 
@@ -144,17 +138,6 @@ def test_metal_does_not_overflow():
     assert np.abs(images).max() < 60000
 
 
-@pytest.mark.parametrize("size", [127, 128])
-def test_line_integrals_are_chords_of_water(size):
-    hu = ellipse(80, 80, spacing=(1.0, 2.0), size=size)
-    integrals, beam = line_integrals(hu, spacing_mm=(1.0, 2.0), scanner=Scanner(views=80))
-    assert integrals.shape == (20, beam.bins)
-    # Views along the rows see the ellipse cut by the image's upper and lower edge; the others see the chord.
-    expected = min(160, size) * WATER_MU_PER_MM
-    assert integrals[0].max() == pytest.approx(expected, rel=0.05)
-    assert integrals[10].max() == pytest.approx(160 * WATER_MU_PER_MM, rel=0.05)
-
-
 def test_non_square_pixels_get_the_noise_of_square_ones():
     square = draw(ellipse(80, 80), 10, hann_cutoff_per_mm=0.2)
     tall = draw(ellipse(80, 80, spacing=(4.0, 2.0)), 10, spacing=(4.0, 2.0), hann_cutoff_per_mm=0.2)
@@ -185,3 +168,31 @@ def test_progress_is_told():
         volume, spacing_mm=(1, 1), seed=0, scanner=Scanner(views=8), progress=lambda *done: calls.append(done)
     )
     assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("own_hu", [8.0, 20.0])
+def test_calibrated_noise_is_as_strong_as_the_scans_own(own_hu):
+    scanner = Scanner(views=240, calibrate_noise=True)
+    rng = np.random.default_rng(0)
+    water = ellipse(100, 110, spacing=(1.0, 1.0), size=256)
+    scan = np.stack([water + own_hu * rng.standard_normal(water.shape) for _ in range(5)], axis=2)
+    quantum, electronic = unit_noise_volume(scan, spacing_mm=(1, 1), seed=1, scanner=scanner)
+    # The levels of independent parts add in quadrature: at a dose d there is 1/d of the variance.
+    for dose in (0.5, 0.25):
+        degraded = apply_dose(scan, quantum, 0 * electronic, dose=dose)
+        ratio = np.median(noise_level(degraded)) / np.median(noise_level(scan))
+        assert ratio == pytest.approx(dose**-0.5, rel=0.06)
+
+
+def test_calibration_leaves_a_phantom_without_noise_near_the_imitated_exposure():
+    scan = np.repeat(ellipse(90, 100)[..., None], 2, axis=2)
+    photons = {
+        calibrated: exposure(scan, spacing_mm=(2, 2), scanner=Scanner(views=80, calibrate_noise=calibrated))
+        for calibrated in (False, True)
+    }
+    assert photons[True] == pytest.approx(CALIBRATION_FACTOR**2 * photons[False])
+
+
+def test_exposure_is_given_or_calibrated_not_both():
+    with pytest.raises(ValueError, match="give one of them"):
+        Scanner(photons_per_ray=1e5, calibrate_noise=True)

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from bundle.training.losses import LOSS_TERMS, SCALE_HU, charbonnier, kl_divergence
+from bundle.training.losses import (
+    LEAST_NOISE_HU,
+    LOSS_TERMS,
+    SCALE_HU,
+    charbonnier,
+    kl_divergence,
+    noise_relative_charbonnier,
+)
 
 
 @pytest.mark.parametrize("hu", [0.0, 1.0, -5.0, 12.0, 1000.0])
@@ -47,3 +54,22 @@ def test_kl_is_finite_without_spread():
 
 def test_terms_are_named_once():
     assert len(set(LOSS_TERMS)) == len(LOSS_TERMS)
+
+
+def test_noise_relative_loss_knows_no_scale():
+    difference = torch.randn(2, 1, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    noise = torch.tensor([[5.0, 5.0, 5.0], [50.0, 50.0, 50.0]])
+    scaled = difference * noise[:, None, None, None, :]
+    assert noise_relative_charbonnier(scaled, noise) == pytest.approx(
+        float(noise_relative_charbonnier(3 * scaled, 3 * noise)), rel=1e-6
+    )
+    # Half of the squared difference as long as it is small against the noise.
+    small = 1e-2 * scaled
+    expected = 0.5 * (1e-2 * difference).square().mean()
+    assert noise_relative_charbonnier(small, noise) == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_a_scan_without_noise_does_not_outweigh_the_others():
+    difference = torch.ones(1, 1, 4, 4, 1)
+    least = torch.full((1, 1), LEAST_NOISE_HU)
+    assert noise_relative_charbonnier(difference, 0 * least) == noise_relative_charbonnier(difference, least)
