@@ -48,7 +48,7 @@ def ssim(a: np.ndarray, b: np.ndarray, *, data_range: float) -> float:
         ValueError: when shapes differ, a slice is smaller than 11 x 11 or `data_range` is not positive.
     """
     _require_range(data_range)
-    _require_same_shape(a, b)
+    require_same_shape(a, b)
     a, b = (np.atleast_3d(x).astype(np.float64, copy=False) for x in (a, b))
     values = [
         structural_similarity(
@@ -75,7 +75,7 @@ def bias_hu(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
 def _difference(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Values of a - b in double precision, restricted to `mask`."""
-    _require_same_shape(a, b)
+    require_same_shape(a, b)
     if mask is not None:
         if mask.shape != a.shape:
             raise ValueError(f"mask has shape {mask.shape}, the image {a.shape}")
@@ -85,7 +85,8 @@ def _difference(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None) -> np.nda
     return np.asarray(a, np.float64) - np.asarray(b, np.float64)
 
 
-def _require_same_shape(a: np.ndarray, b: np.ndarray) -> None:
+def require_same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise a ValueError when two arrays cannot be compared voxel by voxel."""
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, not {a.shape} and {b.shape}")
 

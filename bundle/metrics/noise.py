@@ -62,7 +62,7 @@ def nps_radial(
     if not centres:
         raise ValueError("centres is empty: there is nothing to average over")
     power = np.zeros((size, size))
-    trend = _quadratic_basis(size)
+    trend = quadratic_basis(size)
     for row, column, k in centres:
         top, left = row - size // 2, column - size // 2
         if not (0 <= top <= rows - size and 0 <= left <= columns - size and 0 <= k < depth):
@@ -123,8 +123,8 @@ def _smooth_cells(means: np.ndarray) -> np.ndarray:
     return soft & (step <= np.quantile(step[soft], SMOOTH_FRACTION))
 
 
-def _quadratic_basis(size: int) -> np.ndarray:
-    """Orthonormal columns (size^2, 6) that span polynomials of degree two over a square."""
+def quadratic_basis(size: int) -> np.ndarray:
+    """Orthonormal columns, float64 (size^2, 6), that span polynomials of degree two over a square."""
     x = np.linspace(-1, 1, size)
     rows, columns = (grid.ravel() for grid in np.meshgrid(x, x, indexing="ij"))
     terms = [np.ones(size * size), rows, columns, rows**2, rows * columns, columns**2]
