@@ -99,6 +99,8 @@ def build_restorer(
     parameterisation: Parameterisation = "epsilon",
     noise_scale: float = 1.5,
     start_fraction: float = 0.45,
+    eta: float = 0.0,
+    start_time: float = 1.0,
 ) -> Restorer:
     """Build the Restorer of a preset.
 
@@ -106,10 +108,13 @@ def build_restorer(
         preset: 'small', 'full', or 'tiny' (for tests).
         networks_from: the package of the autoencoder's and the denoiser's classes: 'generative' or 'core'.
         windows: 'linear', 'clinical', or 'auto' for the preset's own.
-        sampler: 'bridge', 'ddim', 'ddpm', or 'auto' for the preset's own.
-        parameterisation: what the denoiser predicts under 'ddim' and 'ddpm'.
+        sampler: 'bridge', 'ddim', 'ddpm', 'dpm_solver', or 'auto' for the preset's own.
+        parameterisation: what the denoiser predicts under all samplers but 'bridge'.
         noise_scale: size of the bridge's noise.
         start_fraction: part of the training at the bridge's degraded end.
+        eta: share of the ancestral noise under 'ddim'.
+        start_time: where samplers other than 'bridge' start: 1 from noise, below 1 from the degraded latent noised to
+            that time.
 
     Raises:
         BundleError: for an unknown preset, window set or sampler, or a combination that cannot work.
@@ -125,6 +130,8 @@ def build_restorer(
         parameterisation=parameterisation,
         noise_scale=noise_scale,
         start_fraction=start_fraction,
+        eta=eta,
+        start_time=start_time,
     )
     return Restorer(
         _autoencoder(chosen, networks_from, units),
@@ -180,10 +187,28 @@ def _units(windows: str) -> Units:
 
 
 def _process(
-    sampler: str, *, parameterisation: Parameterisation, noise_scale: float, start_fraction: float
+    sampler: str,
+    *,
+    parameterisation: Parameterisation,
+    noise_scale: float,
+    start_fraction: float,
+    eta: float,
+    start_time: float,
 ) -> DiffusionProcess:
     if sampler == "bridge":
+        if eta or start_time != 1:
+            raise BundleError(
+                "eta and start_time have no meaning with sampler 'bridge'", hint="use them with sampler 'ddim'"
+            )
         return BrownianBridge(noise_scale=noise_scale, start_fraction=start_fraction)
-    if sampler in ("ddim", "ddpm"):
-        return GaussianDiffusion(parameterisation=parameterisation, sampler=sampler)  # type: ignore[arg-type]
-    raise BundleError(f"sampler '{sampler}' is unknown", hint="use 'bridge', 'ddim' or 'ddpm'")
+    if sampler not in ("ddim", "ddpm", "dpm_solver"):
+        raise BundleError(f"sampler '{sampler}' is unknown", hint="use 'bridge', 'ddim', 'ddpm' or 'dpm_solver'")
+    try:
+        return GaussianDiffusion(
+            parameterisation=parameterisation,
+            sampler=sampler,  # type: ignore[arg-type]
+            eta=eta,
+            start_time=start_time,
+        )
+    except ValueError as error:
+        raise BundleError(str(error), hint="use values in that range") from error

@@ -121,14 +121,18 @@ class Restorer(nn.Module):
             spacing_mm: as in `forward`.
             noise_level: as in `forward`.
         """
-        factor = self.autoencoder.factor
-        height, width = (-(-size // self.multiple) * self.multiple // factor for size in x.shape[2:4])
-        shape = (x.shape[0], self.autoencoder.latent_channels, height, width, x.shape[4])
+        shape = self.latent_shape(x)
 
         def draw(_: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator, device=generator.device if generator else None).to(x.device)
 
         return self._restore(x, spacing_mm, noise_level, steps=steps, noise=noise or draw)
+
+    def latent_shape(self, x: torch.Tensor) -> tuple[int, int, int, int, int]:
+        """Shape (B, L, h, w, D) of the latents that x (B, C, H, W, D) is restored in, rows and columns padded."""
+        factor = self.autoencoder.factor
+        height, width = (-(-size // self.multiple) * self.multiple // factor for size in x.shape[2:4])
+        return x.shape[0], self.autoencoder.latent_channels, height, width, x.shape[4]
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Return decode(encode(x)): the autoencoder's ceiling, for evaluation."""

@@ -1,26 +1,57 @@
-"""From HU to HU: a network applied to volumes of any size, tile by tile."""
+"""From HU to HU: a network applied to volumes of any size, tile by tile and slab by slab."""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from monai.inferers import Inferer, SlidingWindowInferer
+from monai.inferers import Inferer
 
+from bundle.diffusion.bridge import BrownianBridge
+from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
+from bundle.metrics.noise import noise_level as estimate_noise
 from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.restorer import Restorer
+from bundle.restoration.region import dense_box
+from bundle.restoration.tiles import Assembly, Tile, cut
+
+# (HU (B, 1, h, w, d), noise level (B, d), origins of the tiles) -> change (B, channels, h, w, d) in HU.
+_TileFunction = Callable[[torch.Tensor, torch.Tensor, Sequence[tuple[int, int, int]]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Slices of a restoration.
+
+    Attributes:
+        first: number of the first slice.
+        difference: restored minus input, HU (H, W, d), float32.
+        deviation: standard deviation over the samples, HU (H, W, d); None with one sample.
+    """
+
+    first: int
+    difference: torch.Tensor
+    deviation: torch.Tensor | None
+
+    @property
+    def slices(self) -> slice:
+        """Which slices of the volume these are."""
+        return slice(self.first, self.first + self.difference.shape[-1])
 
 
 class RestorationInferer(Inferer):
-    """Applies a Restorer to HU volumes through MONAI's sliding window, blended where tiles overlap.
+    """Applies a Restorer to HU volumes in overlapping tiles whose noise depends on positions alone.
 
     Args:
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
-        overlap: share of a tile that neighbours repeat.
+        overlap: least share of a tile that neighbours repeat.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         seed: of the draws.
+        tile_batch_size: tiles that the network is given at once.
+        skip_air: leave out what lies outside the body's box; nothing is changed there.
         mixed_precision: 'auto', 'bf16', 'fp16' or 'off'.
         device: where the network runs.
     """
@@ -33,6 +64,8 @@ class RestorationInferer(Inferer):
         steps: int = 1,
         num_samples: int = 1,
         seed: int = 0,
+        tile_batch_size: int = 1,
+        skip_air: bool = False,
         mixed_precision: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
@@ -41,12 +74,22 @@ class RestorationInferer(Inferer):
             raise BundleError(f"overlap must be between 0 and 1, not {overlap}")
         if not 1 <= steps <= 1000:
             raise BundleError(f"steps must be between 1 and 1000, not {steps}")
+        for name, count in (("num_samples", num_samples), ("tile_batch_size", tile_batch_size)):
+            if count < 1:
+                raise BundleError(f"{name} must be 1 or more, not {count}")
+        if len(tile_size) != 3 or min(tile_size) < 1:
+            raise BundleError(f"tile_size must be three numbers of voxels, not {list(tile_size)}")
+        if seed < 0:
+            raise BundleError(f"seed must be 0 or more, not {seed}")
         self.tile_size = tuple(int(size) for size in tile_size)
         self.overlap = overlap
         self.steps = steps
         self.num_samples = num_samples
         self.seed = seed
+        self.tile_batch_size = tile_batch_size
+        self.skip_air = skip_air
         self.precision: Precision = resolve_precision(mixed_precision, device)
+        self.device = torch.device(device)
 
     def __call__(  # type: ignore[override]
         self,
@@ -55,7 +98,6 @@ class RestorationInferer(Inferer):
         *,
         spacing_mm: torch.Tensor | None = None,
         noise_level: torch.Tensor | None = None,
-        progress: bool = False,
     ) -> torch.Tensor:
         """Return restored HU (B, 1, H, W, D), float32.
 
@@ -64,74 +106,168 @@ class RestorationInferer(Inferer):
             network: a Restorer.
             spacing_mm: (B, 3).
             noise_level: HU per slice (B, D); None measures it slice by slice.
-            progress: show a bar over tiles.
         """
-        if noise_level is None:
-            noise_level = measure_noise(inputs)
-        return self._apply(inputs, noise_level, self._tile_function(network, spacing_mm), progress=progress)
+        restored = inputs.float().clone()
+        for number, volume in enumerate(inputs[:, 0]):
+            spacing = None if spacing_mm is None else spacing_mm[number]
+            level = None if noise_level is None else noise_level[number]
+            for piece in self.pieces(volume, network, spacing_mm=spacing, noise_level=level):
+                restored[number, 0, ..., piece.slices] += piece.difference.to(restored.device)
+        return restored
+
+    def pieces(
+        self,
+        volume: torch.Tensor,
+        network: Restorer,
+        *,
+        spacing_mm: torch.Tensor | None = None,
+        noise_level: torch.Tensor | None = None,
+    ) -> Iterator[Piece]:
+        """Yield a restoration slab by slab, in order; memory goes with the tiles, not with the volume.
+
+        Args:
+            volume: HU (H, W, D), any number type; slabs of it are converted.
+            network: a Restorer.
+            spacing_mm: (3,).
+            noise_level: HU per slice (D,); None measures it slice by slice.
+
+        Raises:
+            BundleError: when samples are asked for that could not differ.
+        """
+        if self.num_samples > 1 and self.steps == 1 and isinstance(network.process, BrownianBridge):
+            raise BundleError(
+                "num_samples above 1 needs steps above 1: one step of the bridge is the mean and draws nothing",
+                hint="set --steps 4, or --num_samples 1",
+            )
+        function = self._restoration(network, spacing_mm)
+        channels = 2 if self.num_samples > 1 else 1
+        yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
 
     def with_steps(self, steps: int) -> "RestorationInferer":
         """Return the same inferer with another number of steps, one sample each."""
         other = copy.copy(self)
-        other.steps = steps
+        other.steps, other.num_samples = steps, 1
         return other
 
     def reconstruct(self, inputs: torch.Tensor, network: Restorer) -> torch.Tensor:
         """Return decode(encode(inputs)), HU (B, 1, H, W, D), by the same tiles: the autoencoder's ceiling."""
 
-        def reconstruct(tile: torch.Tensor) -> torch.Tensor:
+        def reconstruct(tile_hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[object]) -> torch.Tensor:
             with self.precision.autocast():
-                return network.linear.to_hu(network.reconstruct(network.units.from_hu(tile[:, :1])))
+                decoded = network.reconstruct(network.units.from_hu(tile_hu))
+            return network.linear.to_hu(decoded.float()) - tile_hu
 
-        return self._apply(inputs, torch.zeros(inputs.shape[0], inputs.shape[-1]), reconstruct, progress=False)
+        result = inputs.float().clone()
+        for number, volume in enumerate(inputs[:, 0]):
+            level = torch.zeros(volume.shape[-1])
+            for piece in self._run(volume, reconstruct, level, channels=1, multiple=network.multiple):
+                result[number, 0, ..., piece.slices] += piece.difference.to(result.device)
+        return result
 
-    def _apply(
+    def _run(
         self,
-        inputs: torch.Tensor,
-        noise_level: torch.Tensor,
-        function: Callable[[torch.Tensor], torch.Tensor],
+        volume: torch.Tensor,
+        function: _TileFunction,
+        noise_level: torch.Tensor | None,
         *,
-        progress: bool,
-    ) -> torch.Tensor:
-        # The noise level travels as a second channel, so that the window cuts it together with the image.
-        levels = noise_level.to(inputs)[:, None, None, None, :].expand_as(inputs)
-        window = SlidingWindowInferer(
-            roi_size=[min(tile, size) for tile, size in zip(self.tile_size, inputs.shape[2:], strict=True)],
-            sw_batch_size=1,
-            overlap=self.overlap,
-            mode="gaussian",
-            padding_mode="replicate",
-            progress=progress,
-        )
-        with torch.inference_mode():
-            return window(torch.cat([inputs, levels], dim=1), function)  # type: ignore[return-value]
+        channels: int,
+        multiple: int,
+    ) -> Iterator[Piece]:
+        assembly = Assembly(channels, volume.shape[:2])
+        waiting: list[tuple[Tile, torch.Tensor, torch.Tensor]] = []
 
-    def _tile_function(
-        self, network: Restorer, spacing_mm: torch.Tensor | None
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
+        def work_off() -> None:
+            if not waiting:
+                return
+            inputs_hu = torch.stack([image for _, image, _ in waiting])[:, None].to(self.device)
+            levels = torch.stack([level for _, _, level in waiting]).to(self.device)
+            with torch.inference_mode():
+                changes = function(inputs_hu, levels, [tile.origin for tile, _, _ in waiting]).float().cpu()
+            for (tile, _, _), change in zip(waiting, changes, strict=True):
+                assembly.add(tile, change)
+            waiting.clear()
 
-        def restore(tile: torch.Tensor) -> torch.Tensor:
-            image_hu, levels = tile[:, :1], tile[:, 1, 0, 0, :]
-            x = network.units.from_hu(image_hu)
+        for tile, image, level in self._tiles(volume, noise_level, multiple=multiple):
+            if len(waiting) == self.tile_batch_size or (waiting and waiting[0][0].shape != tile.shape):
+                work_off()
+                # Tiles come slab after slab: nothing that comes later reaches slices before this one's first.
+                yield from map(_piece, assembly.finished(tile.slices.start))
+            waiting.append((tile, image, level))
+        work_off()
+        yield from map(_piece, assembly.finished(volume.shape[2]))
+
+    def _tiles(
+        self, volume: torch.Tensor, noise_level: torch.Tensor | None, *, multiple: int
+    ) -> Iterator[tuple[Tile, torch.Tensor, torch.Tensor]]:
+        """Tiles with their HU (h, w, d) and noise levels (d,), slab after slab."""
+        levels = np.full(volume.shape[2], np.nan, np.float32)
+        if noise_level is not None:
+            levels[:] = noise_level.float().cpu().numpy()
+        for slices in cut(0, volume.shape[2], tile=self.tile_size[2], overlap=self.overlap):
+            slab = volume[..., slices.start : slices.stop].to(torch.float32)
+            fresh = [k for k in range(slices.start, slices.stop) if np.isnan(levels[k])]
+            if fresh:  # the overlap's were measured with the slab before
+                levels[fresh] = estimate_noise(slab[..., fresh[0] - slices.start :].cpu().numpy())
+            level = torch.from_numpy(levels[slices.start : slices.stop].copy())
+            box = dense_box(slab, multiple=multiple) if self.skip_air else ((0, slab.shape[0]), (0, slab.shape[1]))
+            if box is None:
+                continue
+            rows, columns = (
+                cut(*limits, tile=size, overlap=self.overlap, multiple=multiple)
+                for limits, size in zip(box, self.tile_size, strict=False)
+            )
+            for tile in (Tile(row, column, slices) for row in rows for column in columns):
+                yield tile, slab[tile.in_plane], level
+
+    def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> _TileFunction:
+        def restore(
+            tile_hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[tuple[int, int, int]]
+        ) -> torch.Tensor:
+            x = network.units.from_hu(tile_hu)
+            spacing = None if spacing_mm is None else spacing_mm.to(x.device).expand(x.shape[0], 3)
+
+            def change(restored: torch.Tensor) -> torch.Tensor:
+                return network.linear.to_hu(restored.float()) - tile_hu
+
             with self.precision.autocast():
                 if self.steps == 1 and self.num_samples == 1:
-                    restored = network(x, spacing_mm, levels)
-                else:
-                    draws: list[Any] = [
+                    return change(network(x, spacing, levels))
+                shape, factor = network.latent_shape(x), network.autoencoder.factor
+                places = [(row // factor, column // factor, k) for row, column, k in origins]
+                draws = (
+                    change(
                         network.sample(
-                            x, steps=self.steps, generator=generator, spacing_mm=spacing_mm, noise_level=levels
+                            x,
+                            steps=self.steps,
+                            noise=PositionalNoise(seed=self.seed, draw=draw).at(places, shape),
+                            spacing_mm=spacing,
+                            noise_level=levels,
                         )
-                        for _ in range(self.num_samples)
-                    ]
-                    restored = torch.stack(draws).mean(0)
-            return network.linear.to_hu(restored.float())
+                    )
+                    for draw in range(self.num_samples)
+                )
+                return next(draws) if self.num_samples == 1 else _mean_and_deviation(draws)
 
         return restore
 
 
+def _piece(finished: tuple[int, torch.Tensor]) -> Piece:
+    first, values = finished
+    return Piece(first, values[0], values[1] if len(values) > 1 else None)
+
+
+def _mean_and_deviation(draws: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Mean and standard deviation (n - 1) of draws (B, 1, ...), as (B, 2, ...), one draw in memory (Welford 1962)."""
+    mean = next(draws).clone()
+    squares, count = torch.zeros_like(mean), 1
+    for draw in draws:
+        count += 1
+        step = draw - mean
+        mean += step / count
+        squares += step * (draw - mean)
+    return torch.cat([mean, (squares / max(count - 1, 1)).sqrt()], dim=1)
+
+
 def measure_noise(volume_hu: torch.Tensor) -> torch.Tensor:
     """Noise level (B, D) in HU of volumes (B, 1, H, W, D)."""
-    from bundle.metrics.noise import noise_level
-
-    return torch.stack([torch.from_numpy(noise_level(volume.cpu().numpy())) for volume in volume_hu[:, 0].float()])
+    return torch.stack([torch.from_numpy(estimate_noise(volume.cpu().numpy())) for volume in volume_hu[:, 0].float()])

@@ -1,11 +1,13 @@
 """Where a restoration may touch an image: in the body, and nothing that carries another meaning."""
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 _BODY_HU = -500.0
 _LEAST_PIXELS = 400  # smaller islands in a slice are the table's edge or noise in air
 _MARGIN_PIXELS = 4  # skin and the noise right outside it
+_BOX_MARGIN_PIXELS = 24  # air around the body that the network sees, so that the skin is no border of a tile
 HARD_LIMITS_HU = (-1100.0, 3071.0)  # beyond: padding, metal, values that no tissue has
 
 
@@ -19,6 +21,26 @@ def touchable(volume_hu: np.ndarray, padding_mask: np.ndarray | None = None) -> 
     region = np.stack([_body_of(volume_hu[:, :, k] > _BODY_HU) for k in range(volume_hu.shape[2])], axis=2)
     region &= (volume_hu >= HARD_LIMITS_HU[0]) & (volume_hu <= HARD_LIMITS_HU[1])
     return region if padding_mask is None else region & ~padding_mask
+
+
+def dense_box(slab_hu: torch.Tensor, *, multiple: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Rows and columns, each (start, stop), around all that `touchable` can be; None where a slab is air alone.
+
+    Args:
+        slab_hu: HU (H, W, D).
+        multiple: starts are multiples of it.
+    """
+    dense = (slab_hu > _BODY_HU).any(dim=2)
+    limits = []
+    for axis in (1, 0):
+        places = dense.any(dim=axis).nonzero()
+        if len(places) == 0:
+            return None
+        first, last = int(places[0]) - _BOX_MARGIN_PIXELS, int(places[-1]) + _BOX_MARGIN_PIXELS
+        # Both ends on the grid: few different sizes, and a network compiled for one serves many slabs.
+        stop = min(-(-(last + 1) // multiple) * multiple, slab_hu.shape[1 - axis])
+        limits.append((max(first, 0) // multiple * multiple, stop))
+    return limits[0], limits[1]
 
 
 def _body_of(dense: np.ndarray) -> np.ndarray:

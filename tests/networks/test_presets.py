@@ -106,7 +106,8 @@ def test_patches_of_the_reference_need_no_padding(preset):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "kind"), [("bridge", BrownianBridge), ("ddim", GaussianDiffusion), ("ddpm", GaussianDiffusion)]
+    ("sampler", "kind"),
+    [("bridge", BrownianBridge), *((name, GaussianDiffusion) for name in ("ddim", "ddpm", "dpm_solver"))],
 )
 def test_any_sampler_goes_with_any_preset(sampler, kind):
     for preset in ("tiny", "full"):
@@ -132,6 +133,9 @@ def test_full_takes_the_linear_window():
         ({"preset": "large"}, "preset 'large'"),
         ({"preset": "tiny", "windows": "bone"}, "windows 'bone'"),
         ({"preset": "tiny", "sampler": "euler"}, "sampler 'euler'"),
+        ({"preset": "tiny", "eta": 0.5}, "eta"),
+        ({"preset": "tiny", "start_time": 0.5}, "start_time"),
+        ({"preset": "tiny", "sampler": "ddim", "start_time": 0.0}, "start_time"),
         ({"preset": "tiny", "windows": "clinical"}, "windows 'clinical'"),
         ({"preset": "small", "windows": "clinical"}, "windows 'clinical'"),
     ],

@@ -5,6 +5,7 @@ import pytest
 import torch
 from phantom_series import phantom_hu
 
+from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
 from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer, measure_noise
@@ -47,6 +48,7 @@ class Pointwise:
     """Adds each slice's noise level to it: what tiles do to a network without borders is then exactly known."""
 
     units = linear = LinearWindow()
+    multiple, process = 1, None
 
     def __call__(self, x, spacing_mm, levels):
         return x + levels[:, None, None, None, :] / self.linear.hu_per_unit
@@ -94,7 +96,105 @@ def test_measured_noise_is_per_slice(volume):
     assert np.isfinite(measure_noise(volume).numpy()).all()
 
 
-@pytest.mark.parametrize(("key", "value"), [("overlap", 1.0), ("overlap", -0.1), ("steps", 0), ("steps", 1001)])
+@pytest.fixture(scope="module")
+def pixelwise():
+    """A Restorer whose every convolution sees one voxel's column of its own latent position only."""
+    torch.manual_seed(1)
+    restorer = build_restorer("tiny").eval()
+    with torch.no_grad():
+        for module in restorer.denoiser.modules():
+            if isinstance(module, torch.nn.Conv3d):
+                module.weight.normal_(std=0.3)
+                if module.kernel_size[0] > 1:
+                    centre = module.weight[..., 1:2, 1:2, 1:2].clone()
+                    module.weight.zero_()
+                    module.weight[..., 1:2, 1:2, 1:2] = centre
+        restorer.latent_spread.fill_(0.05)
+    return restorer
+
+
+@pytest.mark.parametrize("tile_size", [(48, 48, 8), (32, 64, 3), (16, 16, 1)])
+def test_draws_do_not_depend_on_tiles(pixelwise, volume, tile_size):
+    """With a network that sees nothing around it, what is left of tiles is the noise: it is tied to positions."""
+    whole = inferer(steps=3)(volume, pixelwise, noise_level=torch.full((1, 8), 15.0))
+    assert (whole - volume).std() > 1, "the draws change this volume"
+    tiled = inferer(steps=3, tile_size=tile_size, overlap=0.3)(volume, pixelwise, noise_level=torch.full((1, 8), 15.0))
+    torch.testing.assert_close(tiled, whole, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"steps": 2, "num_samples": 3}])
+def test_the_tile_batch_size_changes_nothing(network, volume, options):
+    options = {"tile_size": (32, 48, 3), "skip_air": True, **options}
+    one, many = (inferer(tile_batch_size=size, **options)(volume, network) for size in (1, 5))
+    torch.testing.assert_close(many, one, atol=0.01, rtol=0)
+
+
+def test_pieces_come_in_order_and_make_the_whole(network, volume):
+    make = inferer(tile_size=(64, 64, 3), steps=2, num_samples=3)
+    pieces = list(make.pieces(volume[0, 0], network))
+    assert [piece.first for piece in pieces] == sorted(piece.first for piece in pieces)
+    assert len(pieces) > 2
+    difference = torch.cat([piece.difference for piece in pieces], dim=-1)
+    torch.testing.assert_close(volume[0, 0] + difference, make(volume, network)[0, 0])
+    deviation = torch.cat([piece.deviation for piece in pieces], dim=-1)
+    assert deviation.shape == difference.shape and (deviation >= 0).all() and deviation.mean() > 0
+    assert all(piece.deviation is None for piece in inferer().pieces(volume[0, 0], network))
+
+
+def test_the_deviation_is_that_of_the_draws(network, volume):
+    part = volume[0, 0, 16:48, 16:48, :2]
+    (piece,) = inferer(steps=3, num_samples=4).pieces(part, network)
+    noise = [PositionalNoise(seed=0, draw=draw) for draw in range(4)]
+    x = network.units.from_hu(part[None, None])
+    level = measure_noise(part[None, None])
+    with torch.inference_mode():
+        draws = [
+            network.sample(x, steps=3, noise=n.at([(0, 0, 0)], network.latent_shape(x)), noise_level=level)
+            for n in noise
+        ]
+    hu = network.linear.to_hu(torch.stack(draws))[:, 0, 0]
+    torch.testing.assert_close(piece.difference, hu.mean(0) - part, atol=1e-2, rtol=0)
+    torch.testing.assert_close(piece.deviation, hu.std(0), atol=1e-2, rtol=0)
+
+
+def test_whole_numbers_are_restored_as_floats_are(network, volume):
+    (floats,) = inferer().pieces(volume[0, 0], network)
+    (integers,) = inferer().pieces(volume[0, 0].to(torch.int16), network)
+    assert torch.equal(floats.difference, integers.difference)
+
+
+def test_air_is_left_alone_and_the_body_is_as_without(network):
+    hu = torch.full((160, 160, 3), -1000.0)
+    hu[56:104, 40:120] = torch.from_numpy(phantom_hu(slices=3, size=80))[16:64]
+    whole, skipped = (inferer(skip_air=skip)(hu[None, None], network)[0, 0] for skip in (False, True))
+    body = slice(60, 100), slice(44, 116)
+    assert torch.equal(skipped[:16], hu[:16]) and torch.equal(skipped[:, :8], hu[:, :8])
+    assert (skipped - whole)[body].std() < 0.25 * (whole - hu)[body].std()
+
+
+def test_a_volume_of_air_comes_back(network):
+    air = torch.full((1, 1, 40, 40, 5), -1000.0)
+    assert torch.equal(inferer(skip_air=True)(air, network), air)
+
+
+def test_samples_that_could_not_differ_are_refused(network, volume):
+    with pytest.raises(BundleError, match="num_samples above 1 needs steps above 1"):
+        inferer(num_samples=2)(volume, network)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("overlap", 1.0),
+        ("overlap", -0.1),
+        ("steps", 0),
+        ("steps", 1001),
+        ("num_samples", 0),
+        ("tile_batch_size", 0),
+        ("tile_size", (64, 64)),
+        ("seed", -1),
+    ],
+)
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(BundleError, match=key):
         inferer(**{key: value})

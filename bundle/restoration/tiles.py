@@ -1,0 +1,137 @@
+"""How a volume is cut into tiles and put together again, a slab of slices after the other, without seams.
+
+Neighbours overlap. The outer quarter of an overlap, where a network sees too little around it, is left to the other
+tile; between, one fades into the other. Weights are products of one-dimensional ones that add up to 1, so nothing has
+to be normalised at the end, and slices can leave as soon as no tile can change them any more.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_LEFT_TO_THE_OTHER = 0.25  # share of an overlap at a tile's border that the neighbour provides alone
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis: voxels start to stop, and the weight of each (they add up to 1 over the tiles)."""
+
+    start: int
+    stop: int
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A box of voxels with separable weights.
+
+    Attributes:
+        rows: along H.
+        columns: along W.
+        slices: along D.
+    """
+
+    rows: Span
+    columns: Span
+    slices: Span
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W, D."""
+        height, width, depth = (span.stop - span.start for span in (self.rows, self.columns, self.slices))
+        return height, width, depth
+
+    @property
+    def origin(self) -> tuple[int, int, int]:
+        """Row, column and slice of its first voxel."""
+        return self.rows.start, self.columns.start, self.slices.start
+
+    @property
+    def in_plane(self) -> tuple[slice, slice]:
+        """Its rows and columns, as an index."""
+        return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
+
+    def weight(self) -> torch.Tensor:
+        """Its weights (H, W, D), float32."""
+        rows, columns, slices = (torch.from_numpy(s.weight) for s in (self.rows, self.columns, self.slices))
+        return rows[:, None, None] * columns[None, :, None] * slices[None, None, :]
+
+
+def cut(start: int, stop: int, *, tile: int, overlap: float, multiple: int = 1) -> list[Span]:
+    """Cut voxels start to stop along an axis into overlapping tiles.
+
+    Args:
+        start: first voxel, a multiple of `multiple`.
+        stop: one past the last voxel.
+        tile: voxels of a tile; what is left over at the end gives a shorter last one.
+        overlap: least share of a tile that neighbours repeat, 0 to below 1.
+        multiple: tiles start at multiples of it: a network with strides then sees the same grid in all.
+    """
+    assert start % multiple == 0 and stop > start and tile > 0
+    starts = [start]
+    if stop - start > tile:
+        step = max(int(tile * (1 - overlap)) // multiple * multiple, multiple)
+        last = start - (start + tile - stop) // multiple * multiple  # rounded up: the last one ends at `stop`
+        starts = [*range(start, last, step), last]
+    ends = [min(first + tile, stop) for first in starts]
+    weights = np.zeros((len(starts), stop - start))
+    for number, (first, end) in enumerate(zip(starts, ends, strict=True)):
+        own = np.ones(end - first)
+        if number:
+            own = np.minimum(own, _rise(first, first, ends[number - 1], end - first))
+        if number + 1 < len(starts):
+            own = np.minimum(own, 1 - _rise(first, starts[number + 1], end, end - first))
+        weights[number, first - start : end - start] = np.maximum(own, 1e-9)
+    weights /= weights.sum(axis=0)
+    return [
+        Span(first, end, weights[number, first - start : end - start].astype(np.float32))
+        for number, (first, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _rise(origin: int, low: int, high: int, length: int) -> np.ndarray:
+    """0 to 1 over the middle of the overlap low to high, for `length` voxels from `origin`."""
+    margin = _LEFT_TO_THE_OTHER * max(high - low, 0)
+    place = origin + np.arange(length) + 0.5
+    width = max(high - low - 2 * margin, 1e-6)
+    return np.clip((place - low - margin) / width, 0.0, 1.0)
+
+
+class Assembly:
+    """Adds tiles up and hands out finished slices in order.
+
+    Args:
+        channels: of what is added up.
+        plane: H, W of the volume.
+    """
+
+    def __init__(self, channels: int, plane: Sequence[int]) -> None:
+        self._shape = (channels, *plane)
+        self._first = 0
+        self._sum = torch.zeros(*self._shape, 0)
+
+    def add(self, tile: Tile, values: torch.Tensor) -> None:
+        """Add a tile's values (channels, h, w, d), weighted."""
+        missing = tile.slices.stop - self._first - self._sum.shape[-1]
+        if missing > 0:
+            self._sum = torch.cat([self._sum, torch.zeros(*self._shape, missing)], dim=-1)
+        depth = slice(tile.slices.start - self._first, tile.slices.stop - self._first)
+        self._sum[(slice(None), *tile.in_plane, depth)] += values * tile.weight()
+
+    def finished(self, before: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (number of the first slice, (channels, H, W, d)) of what no later tile reaches.
+
+        Args:
+            before: the slice where the next tile starts; the depth of the volume after the last one.
+        """
+        count = before - self._first
+        if count <= 0:
+            return
+        missing = count - self._sum.shape[-1]
+        if missing > 0:  # slabs of air alone
+            self._sum = torch.cat([self._sum, torch.zeros(*self._shape, missing)], dim=-1)
+        first, values = self._first, self._sum[..., :count]
+        self._sum, self._first = self._sum[..., count:].clone(), before
+        yield first, values
