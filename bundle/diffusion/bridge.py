@@ -83,7 +83,7 @@ class BrownianBridge:
             now, then = 1 - step / steps, 1 - (step + 1) / steps
             t = torch.full((degraded.shape[0],), now, device=degraded.device)
             clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
-            variance = self.noise_scale**2 * then * (now - then) / now
+            variance: float | torch.Tensor = self.noise_scale**2 * then * (now - then) / now
             if self.residual_std is not None and steps > 1:
                 variance = variance + (1 - then / now) ** 2 * self._unknown(now, like=degraded)
             elif step == steps - 1:
