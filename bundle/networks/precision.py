@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bundle.errors import BundleError
+
 MODES = ("auto", "bf16", "fp16", "off")
 
 
@@ -37,12 +39,14 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         device: where the networks run.
 
     Raises:
-        ValueError: for an unknown mode, or 'fp16' on a CPU, which has no fast float16.
+        BundleError: for an unknown mode, 'fp16' on a CPU, which has no fast float16, or CUDA where there is none.
     """
     kind = torch.device(device).type
     mode = {True: "auto", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
     if mode not in MODES:
-        raise ValueError(f"mixed_precision must be one of {', '.join(MODES)}, not '{mode}'")
+        raise BundleError(f"mixed_precision must be one of {', '.join(MODES)}, not '{mode}'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BundleError("device 'cuda': torch finds no GPU here", hint="ask for a GPU node, or use --device cpu")
     if mode == "off":
         return Precision(kind, None)
     if kind == "cuda":
@@ -51,7 +55,7 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         use_bfloat16 = mode == "bf16" or (mode == "auto" and has_bfloat16)
         return Precision(kind, torch.bfloat16 if use_bfloat16 else torch.float16)
     if mode == "fp16":
-        raise ValueError("mixed_precision 'fp16' needs a CUDA device; use 'bf16' or 'off' on a CPU")
+        raise BundleError("mixed_precision 'fp16' needs a CUDA device", hint="use bf16 or off on a CPU")
     if mode == "bf16" or _cpu_has_bfloat16():
         return Precision(kind, torch.bfloat16)
     return Precision(kind, None)

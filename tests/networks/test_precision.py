@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bundle.errors import BundleError
 from bundle.networks import precision
 from bundle.networks.precision import MODES, Precision, resolve_precision
 
@@ -16,7 +17,12 @@ def cpu(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """Sets the compute capability of a GPU that need not be there."""
-    return lambda major: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+
+    def there(major):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+
+    return there
 
 
 @pytest.mark.parametrize(("able", "dtype"), [(True, BF16), (False, None)])
@@ -56,13 +62,21 @@ def test_only_float16_needs_a_scaler():
 
 
 def test_float16_on_a_cpu_is_refused():
-    with pytest.raises(ValueError, match="'fp16' needs a CUDA device"):
+    with pytest.raises(BundleError, match="'fp16' needs a CUDA device"):
         resolve_precision("fp16", "cpu")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, mode):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BundleError, match="torch finds no GPU") as caught:
+        resolve_precision(mode, "cuda:0")
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("mode", ["fp8", "", "BF16", "none"])
 def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
-    with pytest.raises(ValueError, match="mixed_precision must be one of") as caught:
+    with pytest.raises(BundleError, match="mixed_precision must be one of") as caught:
         resolve_precision(mode, "cpu")
     assert all(known in str(caught.value) for known in MODES)
 
