@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from bundle.diffusion.process import DiffusionProcess, Noise
-from bundle.metrics.noise import noise_level as estimate_noise_level
 from bundle.networks.autoencoder import Autoencoder
 from bundle.networks.denoiser import Denoiser
+from bundle.networks.noise_estimate import noise_level as estimate_noise_level
 from bundle.networks.refiner import Refiner
 from bundle.units import LinearWindow, Units
 
@@ -80,6 +80,13 @@ class Restorer(nn.Module):
         self.register_buffer("latent_spread", torch.ones(autoencoder.latent_channels))
         self.register_buffer("noise_reference_hu", torch.tensor(20.0))
         self.register_buffer("measured", torch.tensor(False))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles in place of this module: a trace, which serves every shape.
+
+        MONAI's `ckpt_export`, as the model zoo's checks call it, scripts; the packages' networks are not written for that.
+        """
+        return OneStepTrace(self)
 
     @property
     def multiple(self) -> int:
@@ -148,7 +155,7 @@ class Restorer(nn.Module):
         """Compute what the denoiser and the refiner need to know of x (H, W multiples of `multiple`)."""
         base_hu = self.units.to_hu(x)
         if noise_level is None:
-            noise_level = _estimate(base_hu)
+            noise_level = estimate_noise_level(base_hu)
         noise_hu = noise_level.to(x.dtype).clamp_min(_LEAST_NOISE_HU)[:, None, None, None, :]
         relative = (noise_hu / self.noise_reference_hu).clamp(*_RELATIVE_NOISE)
         return Conditions(
@@ -215,7 +222,7 @@ class Restorer(nn.Module):
     ) -> torch.Tensor:
         padded, (height, width) = self._pad(x)
         if noise_level is None:  # before padding, which repeats the border
-            noise_level = _estimate(self.units.to_hu(x))
+            noise_level = estimate_noise_level(self.units.to_hu(x))
         conditions = self.conditions(padded, spacing_mm, noise_level)
         latent = self._restored_latent(conditions, steps, noise) if self.use_denoiser else conditions.latent
         restored = self.unrefined(conditions, latent)
@@ -235,17 +242,26 @@ class Restorer(nn.Module):
     def _pad(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         height, width = x.shape[2:4]
         rows, columns = -height % self.multiple, -width % self.multiple
-        if rows or columns:
+        # A trace keeps the branch that its example took, so that there the padding is always part of the graph.
+        if torch.jit.is_tracing() or rows or columns:
             x = functional.pad(x, (0, 0, 0, columns, 0, rows), mode="replicate")
         return x, (height, width)
 
 
-def _estimate(volume_hu: torch.Tensor) -> torch.Tensor:
-    """Noise level (B, D) of HU (B, 1, H, W, D)."""
-    levels = [
-        torch.from_numpy(estimate_noise_level(volume.float().cpu().numpy())) for volume in volume_hu.detach()[:, 0]
-    ]
-    return torch.stack(levels).to(volume_hu)
+class OneStepTrace(nn.Module):
+    """The one-step restoration of a Restorer as a traced module: (B, C, H, W, D) to (B, 1, H, W, D)."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        like = next(restorer.parameters())
+        example = torch.zeros(1, restorer.units.channels, 4 * restorer.multiple, 4 * restorer.multiple, 2).to(like)
+        with torch.no_grad():
+            self.traced = torch.jit.trace(restorer, example, check_trace=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the restoration of x."""
+        restored: torch.Tensor = self.traced(x)
+        return restored
 
 
 def _spacing_maps(spacing_mm: torch.Tensor | None, like: torch.Tensor) -> list[torch.Tensor]:

@@ -1,5 +1,7 @@
 """Laws of the joined network, on preset `tiny`; weights are random, so that no part of it is silent."""
 
+import io
+
 import pytest
 import torch
 
@@ -295,3 +297,17 @@ def test_forward_can_be_exported(net):
     x = image((1, 1, 16, 24, 2), seed=3)
     spacing, level = torch.tensor([[0.5, 0.5, 1.0]]), levels(x, 12.0)
     torch.testing.assert_close(exported(x, spacing, level), net(x, spacing, level), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("convert", [torch.jit.script, torch.jit.trace])
+def test_torchscript_equals_the_network_at_every_shape(convert, net):
+    # `script` is what the model zoo's check calls: MONAI's ckpt_export without use_trace.
+    example = () if convert is torch.jit.script else (image((1, 1, 48, 48, 4)),)
+    stored = io.BytesIO()
+    torch.jit.save(convert(net, *example), stored)
+    stored.seek(0)
+    loaded = torch.jit.load(stored)
+    for x in (image((1, 1, 48, 48, 4)), 3 * image((1, 1, 61, 50, 3)), image((2, 1, 96, 40, 1), seed=2)):
+        restored = net(x)  # the noise is estimated anew, the padding is the input's own
+        assert (restored - x).abs().max() > 0.01
+        torch.testing.assert_close(loaded(x), restored)
