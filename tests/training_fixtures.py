@@ -34,6 +34,8 @@ TINY = {
     "mixed_precision": "off",
     "device": "cpu",
     "threads": 1,
+    "log_pictures": False,
+    "check_memory": False,
 }
 
 
@@ -92,13 +94,13 @@ def write_phantoms(folder: Path, *, patients=2) -> Path:
     return folder
 
 
-def make_workflow(dataset_dir, output_dir, *, cache=None, start=0, **overrides):
+def make_workflow(dataset_dir, output_dir, *, cache=None, start=0, configs=("train.yaml",), **overrides):
     """An initialised workflow of configs/train.yaml and its trainer; `start` is torch's seed before it is built."""
     from monai.bundle import ConfigWorkflow
 
     folders = {"dataset_dir": dataset_dir, "output_dir": output_dir, "training_data#cache_dir": cache}
     workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs" / "train.yaml"),
+        config_file=[str(ROOT / "configs" / name) for name in configs],
         meta_file=str(ROOT / "configs" / "metadata.json"),
         logging_file=False,
         run_id="training",

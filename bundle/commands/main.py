@@ -26,6 +26,9 @@ usage:
   python -m bundle run RUN_ID --config_file FILE [--key value ...]
       Run a workflow (training, inference, evaluation) of a config, with the same
       arguments as `python -m monai.bundle run`, and the exit codes below.
+  python -m bundle launch [torchrun's options] run training --config_file FILES ...
+      The same in several processes, through torchrun; it always ends with one
+      of the exit codes below, and passes SIGTERM on.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
   python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]
@@ -60,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     if command == "--version":
         return _print_version()
-    return _reported(lambda: _dispatch(command, arguments[1:]))
+    code = _reported(lambda: _dispatch(command, arguments[1:]))
+    if command == "run":
+        from bundle.commands.launch import note_exit_code
+
+        note_exit_code(code)
+    return code
 
 
 def ct_enhance(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +91,10 @@ def _dispatch(command: str, arguments: Sequence[str]) -> int:
         from bundle.commands.run import run
 
         return run(arguments)
+    if command == "launch":
+        from bundle.commands.launch import launch
+
+        return launch(arguments)
     if command == "inspect":
         from bundle.commands.inspect import inspect
 

@@ -75,9 +75,7 @@ class PatchDataset(Dataset):
 
     def __getitem__(self, position: int | tuple[int, int]) -> dict[str, Any]:
         """Return item (epoch, index); a plain index is one of epoch 0."""
-        epoch, index = position if isinstance(position, tuple) else (0, position)
-        rng = np.random.default_rng([self.seed, epoch, index])
-        part = self.parts[rng.choice(len(self.parts), p=self.weights)]
+        part, rng = self._part(position)
         slices = self.slabs.draw(
             rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
         )
@@ -85,6 +83,16 @@ class PatchDataset(Dataset):
         low, high = self.degradation.dose_range
         dose = sample_dose(rng, low, high, self.degradation.clean_fraction)
         return self._cut(part.case, region, slices, dose, rng)
+
+    def series_key(self, position: int | tuple[int, int]) -> str:
+        """Key of the series that item (epoch, index) is cut from."""
+        return self._part(position)[0].case.key
+
+    def _part(self, position: int | tuple[int, int]) -> tuple[Part, np.random.Generator]:
+        """The part that an item is cut from, and what draws all else about it."""
+        epoch, index = position if isinstance(position, tuple) else (0, position)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        return self.parts[rng.choice(len(self.parts), p=self.weights)], rng
 
     def _region(self, part: Part, slices: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
         """Draw where a patch of `slices` times as many slices lies, favouring body over air."""

@@ -6,7 +6,7 @@ SCALE_HU = 20.0  # a typical noise level: losses are about 1 for an untrained ne
 LEAST_NOISE_HU = 2.0  # a scan of less noise than this must not outweigh all others
 _CHARBONNIER_HU = 5.0  # where the Charbonnier loss turns from quadratic to linear
 
-LOSS_TERMS = ("refined", "unrefined", "target", "reconstruction", "kl")
+LOSS_TERMS = ("refined", "unrefined", "target", "reconstruction", "kl", "adversarial", "perceptual")
 
 
 def charbonnier(difference_hu: torch.Tensor) -> torch.Tensor:

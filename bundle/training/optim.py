@@ -6,6 +6,7 @@ import math
 import torch
 from torch import nn
 
+from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.training.phases import Phase
 
@@ -18,13 +19,32 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)
 
 
-def schedule(step: int, *, steps: int, warmup: int, final: float) -> float:
-    """Linear warm-up, then a half cosine from 1 to `final` over a phase of `steps` (Loshchilov and Hutter 2017)."""
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def schedule(step: int, *, steps: int, warmup: int, final: float, name: str = "cosine") -> float:
+    """Linear warm-up, then from 1 to `final` over a phase of `steps`.
+
+    Args:
+        step: 0-based, within the phase.
+        steps: of the phase.
+        warmup: steps of the warm-up, at most a tenth of the phase.
+        final: factor at the end.
+        name: 'cosine' (half a period; Loshchilov and Hutter 2017), 'linear', or 'constant', which stays at 1.
+
+    Raises:
+        BundleError: for an unknown name.
+    """
+    if name not in SCHEDULES:
+        raise BundleError(f"lr_schedule '{name}' is unknown", hint=f"use {', '.join(SCHEDULES)}")
     warmup = min(warmup, max(steps // 10, 1))
     if step < warmup:
         return (step + 1) / warmup
+    if name == "constant":
+        return 1.0
     progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = 1 - progress if name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * left
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, *, base: float, phase: Phase, factor: float) -> None:

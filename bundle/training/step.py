@@ -7,6 +7,7 @@ from torch import nn
 
 from bundle.networks.precision import Precision
 from bundle.networks.restorer import Conditions, Restorer
+from bundle.training.adversary import Adversary
 from bundle.training.losses import charbonnier, kl_divergence, noise_relative_charbonnier
 from bundle.training.phases import Phase
 
@@ -17,13 +18,17 @@ class TrainingStep(nn.Module):
     Args:
         restorer: the networks.
         precision: number format of the forward pass.
+        adversary: of phases with an adversarial or a perceptual term; no part of this module's parameters.
     """
 
-    def __init__(self, restorer: Restorer, *, precision: Precision) -> None:
+    def __init__(self, restorer: Restorer, *, precision: Precision, adversary: Adversary | None = None) -> None:
         super().__init__()
         self.restorer = restorer
         self.precision = precision
+        self.adversary = adversary or Adversary()
         self.weights: dict[str, float] = {}
+        # First sample of the batch within the batch of all processes, and that one's size; None: they are the same.
+        self.place: tuple[int, int] | None = None
 
     def set_phase(self, phase: Phase) -> None:
         """Freeze what does not train in `phase` and take its loss weights."""
@@ -48,7 +53,7 @@ class TrainingStep(nn.Module):
 
     def _terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         terms: dict[str, torch.Tensor] = {}
-        if self.weights.keys() & {"reconstruction", "kl"}:
+        if self.weights.keys() & {"reconstruction", "kl", "adversarial", "perceptual"}:
             terms |= self._autoencoder_terms(batch)
         if self.weights.keys() & {"refined", "unrefined", "target"}:
             terms |= self._denoiser_terms(batch)
@@ -59,9 +64,12 @@ class TrainingStep(nn.Module):
         restorer = self.restorer
         both_hu = torch.cat([batch["label"], batch["image"]])
         mean, std = restorer.autoencoder.distribution(restorer.units.from_hu(both_hu))
-        decoded = restorer.autoencoder.decode_raw(mean + std * torch.randn_like(std))
+        decoded = restorer.autoencoder.decode_raw(mean + std * self._noise(std, copies=2))
         difference_hu = restorer.linear.to_hu(decoded) - both_hu
-        return {"reconstruction": charbonnier(difference_hu), "kl": kl_divergence(mean, std)}
+        terms = {"reconstruction": charbonnier(difference_hu), "kl": kl_divergence(mean, std)}
+        if self.weights.keys() & {"adversarial", "perceptual"}:
+            terms |= self.adversary.terms(decoded, restorer.linear.from_hu(both_hu))
+        return terms
 
     def _denoiser_terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         restorer, process = self.restorer, self.restorer.process
@@ -69,8 +77,9 @@ class TrainingStep(nn.Module):
             restorer.units.from_hu(batch["image"]), batch["spacing_mm"], batch["noise_level"]
         )
         clean = restorer.autoencoder.encode(restorer.units.from_hu(batch["label"]))
-        t = process.sample_times(clean.shape[0]).to(clean.device)
-        noise = torch.randn_like(clean)
+        first, whole = self.place or (0, clean.shape[0])
+        t = process.sample_times(whole)[first : first + clean.shape[0]].to(clean.device)
+        noise = self._noise(clean)
         z_t = process.corrupt(clean, conditions.latent, t, noise, conditions.spread)
         prediction = restorer.predict(conditions, z_t, t)
         target = process.target(clean, conditions.latent, t, noise, conditions.spread)
@@ -79,6 +88,16 @@ class TrainingStep(nn.Module):
             latent = process.to_clean(prediction, z_t, conditions.latent, t, conditions.spread)
             terms |= self._pixel_terms(conditions, latent, batch)
         return terms
+
+    def _noise(self, like: torch.Tensor, *, copies: int = 1) -> torch.Tensor:
+        """Standard normal noise of a shape (copies x B, ...): this batch's part of what the whole batch gets.
+
+        Every process draws the noise of all, so that several see together what one alone would see.
+        """
+        batch = like.shape[0] // copies
+        first, whole = self.place or (0, batch)
+        noise = torch.randn((copies, whole, *like.shape[1:]), dtype=like.dtype, device=like.device)
+        return noise[:, first : first + batch].flatten(0, 1)
 
     def _pixel_terms(
         self, conditions: Conditions, latent: torch.Tensor, batch: Mapping[str, torch.Tensor]

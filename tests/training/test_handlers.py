@@ -2,19 +2,16 @@ import json
 import os
 import shutil
 import signal
-import types
 
 import pytest
 import torch
 from ignite.engine import Events
 from training_fixtures import equal, make_workflow
 
-from bundle.errors import BundleError, ExitCode, InterruptedRun, find_bundle_error
+from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
 from bundle.files import file_digest
 from bundle.networks.presets import build_restorer
 from bundle.training.checkpoints import load_checkpoint, newest_checkpoint
-from bundle.training.handlers import save_weights, start_run
-from bundle.training.optim import MovingAverage
 
 SHORT = {"phase1_epochs": 1, "num_epochs": 1, "steps_per_epoch": 4, "val_interval": 100}
 STEPS = 8
@@ -64,7 +61,8 @@ def refused(**settings):
 def test_content_of_a_checkpoint(done):
     saved = final(done)
     assert set(saved) == {"format", "network", "ema", "optimizer", "scaler", "trainer", "meta"}
-    assert saved["trainer"] == {"iteration": STEPS, "epoch_length": 4}
+    counters = {"iteration": STEPS, "epoch_length": 4, "epochs_done": 2, "skipped_steps": 0, "skipped_total": 0}
+    assert saved["trainer"] == counters
     expected = {"seed": 0, "epoch_length": 4, "batch_size": 2, "world_size": 1, "accumulation_steps": 1}
     assert saved["meta"].items() >= {**expected, "phase": "denoiser"}.items()
     assert saved["network"].keys() == saved["ema"].keys() == build_restorer("tiny").state_dict().keys()
@@ -257,60 +255,3 @@ def test_a_metric_without_a_finite_value_does_not_end_the_run(settings, tmp_path
     workflow.run()
     assert best(tmp_path) == 4
     make_workflow(output_dir=tmp_path, **settings)[0].run()
-
-
-# ---- starting ---------------------------------------------------------------------------------------------
-
-
-class NoData:
-    skipped: dict = {}  # noqa: RUF012
-    split = types.SimpleNamespace(train=(), validation=(), validation_on="nobody")
-
-    def write_summary(self, path):
-        path.write_text("{}")
-
-
-def test_starting_weights_reach_network_and_average(tmp_path):
-    torch.manual_seed(1)
-    source, network = build_restorer("tiny"), build_restorer("tiny")
-    average = MovingAverage(network, decay=0.9)
-    digest = save_weights(source, tmp_path / "model.pt")
-    assert digest == file_digest(tmp_path / "model.pt")
-    start_run(tmp_path / "run", network, average, tmp_path / "model.pt", NoData())
-    assert equal(dict(network.state_dict()), dict(source.state_dict()))
-    assert equal(dict(average.module.state_dict()), dict(source.state_dict()))
-    assert (tmp_path / "run" / "data.json").is_file()
-
-
-def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_read(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleError, match="output_dir 'run' cannot be written to") as caught:
-        start_run(tmp_path / "file" / "run", None, None, None, None)
-    assert caught.value.exit_code == ExitCode.IO
-
-
-def test_progress_tells_phase_and_steps(settings, tmp_path, monkeypatch):
-    told = []
-
-    class Shown:
-        def __init__(self, description, *, total):
-            told.append([description, total, 0])
-
-        def update(self, *, note):
-            told[-1][2] += 1
-            assert note.startswith("loss ")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr("bundle.training.handlers.Progress", Shown)
-    workflow, trainer = make_workflow(output_dir=tmp_path, **settings)
-    stop_at(trainer, 2)
-    with pytest.raises(Exception):  # noqa: B017
-        workflow.run()
-    make_workflow(output_dir=tmp_path, **settings)[0].run()
-    assert told == [
-        ["epoch 1/2 (autoencoder)", 4, 1],  # the checkpoint handler comes first and ends the run
-        ["epoch 1/2 (autoencoder)", 2, 2],
-        ["epoch 2/2 (denoiser)", 4, 4],
-    ]

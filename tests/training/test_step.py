@@ -20,10 +20,11 @@ def phases():
     config = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())
     unrefined = config["denoiser_losses"]["tiny"]
     autoencoder, denoiser, joint = config["phases"]
+    autoencoder["losses"] = {"reconstruction": 1.0, "kl": 1.0e-7, "adversarial": 0.0, "perceptual": 0.0}
     denoiser["losses"] = unrefined
     joint["losses"] = {**unrefined, "refined": 1.0, "reconstruction": 1.0}
     joint["multipliers"] = config["layer_lr_multipliers"]
-    return {fields["name"]: Phase(**{**fields, "epochs": 1}) for fields in (autoencoder, denoiser, joint)}
+    return {fields["name"]: Phase(**{**fields, "epochs": 1, "steps": None}) for fields in (autoencoder, denoiser, joint)}
 
 
 PHASES = phases()

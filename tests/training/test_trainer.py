@@ -335,7 +335,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(part):
 
 def test_nothing_but_bad_steps_ends_the_run(part):
     trainer, moved = make_trainer(part, poison={(0, index) for index in range(2, 8)}, max_skipped=3)
-    with pytest.raises(BundleError, match=r"not finite in 3 steps in a row, until iteration 5 .*learning_rate"):
+    with pytest.raises(BundleError, match=r"not finite in 3 steps in a row, until iteration 5; .*series: key-one .*learning_rate"):
         trainer.run()
     assert moved == [True, True, False, False]
 

@@ -1,0 +1,95 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from bundle.commands import launch as module
+from bundle.commands.launch import launch, note_exit_code
+from bundle.errors import BundleError
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """Stands for torchrun: leaves the workers' codes as they would, waits when told to, and ends with 0 or 1."""
+
+    def make(codes, *, wait=False):
+        script = tmp_path / "torchrun.py"
+        script.write_text(
+            textwrap.dedent(f"""
+            import os, signal, sys, time
+            open({str(tmp_path / "arguments")!r}, "w").write("\\n".join(sys.argv[1:]))
+            if {wait}:
+                stop = []
+                signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+                open({str(tmp_path / "ready")!r}, "w").close()
+                while not stop:
+                    time.sleep(0.01)
+            for name, code in {codes!r}.items():
+                open(os.path.join(os.environ["CT_ENHANCE_EXIT_CODES"], name), "w").write(str(code))
+            last = [c for n, c in {codes!r}.items() if n[0] == max(m[0] for m in {codes!r})]
+            sys.exit(0 if last and all(c in (0, 3) for c in last) else 1)
+            """)
+        )
+        return [sys.executable, str(script)]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "codes,expected",
+    [
+        ({"0.0": 0, "0.1": 0}, 0),
+        ({"0.0": 3, "0.1": 0}, 3),
+        ({"0.0": 75, "0.1": 75}, 75),
+        ({"0.0": 75, "0.1": 2}, 2),
+        ({"0.0": 74, "0.1": 70}, 74),
+        ({"0.0": 70}, 70),
+        ({}, 70),
+        ({"0.0": 70, "1.0": 75, "1.1": 75}, 75),
+        ({"0.0": 70, "1.0": 0, "1.1": 0}, 0),
+    ],
+)
+def test_the_most_telling_code_of_the_last_attempt_is_returned(torchrun, codes, expected):
+    assert launch(["--nproc_per_node", "2", "run", "training"], torchrun=torchrun(codes)) == expected
+
+
+def test_arguments_are_passed_on(torchrun, tmp_path):
+    launch(["--nproc_per_node", "2", "run", "training", "--seed", "3"], torchrun=torchrun({"0.0": 0}))
+    given = (tmp_path / "arguments").read_text().split("\n")
+    assert given == ["--nproc_per_node", "2", "--standalone", "-m", "bundle", "run", "training", "--seed", "3"]
+
+
+def test_an_elastic_start_allows_another_number_of_processes(torchrun, tmp_path):
+    launch(["--nnodes=1:2", "--rdzv_endpoint", "a:1", "run", "training"], torchrun=torchrun({"0.0": 0}))
+    given = (tmp_path / "arguments").read_text().split("\n")
+    assert given[-2:] == ["--allow_world_size_change", "true"] and "--standalone" not in given
+
+
+def test_without_a_command_it_says_what_is_missing():
+    with pytest.raises(BundleError, match="launch needs a command"):
+        launch(["--nproc_per_node", "2"])
+
+
+def test_sigterm_reaches_torchrun_and_75_comes_back(torchrun, tmp_path):
+    command = [*torchrun({"0.0": 75, "0.1": 75}, wait=True)]
+    program = f"import sys; from bundle.commands.launch import launch; sys.exit(launch(['run'], torchrun={command!r}))"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+
+
+def test_a_worker_alone_leaves_no_code(monkeypatch, tmp_path):
+    monkeypatch.delenv("CT_ENHANCE_EXIT_CODES", raising=False)
+    note_exit_code(2)
+    monkeypatch.setenv("CT_ENHANCE_EXIT_CODES", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    note_exit_code(75)
+    assert module._last_attempt(tmp_path) == {1: 75} and os.listdir(tmp_path) == ["2.1"]
