@@ -5,6 +5,7 @@ so that it starts in a tenth of a second and can be killed without loss.
 """
 
 import contextlib
+import importlib
 import mmap
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JPEG, JPEG_LS, JPEG_2000, RLE = "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
+_MODULES = {JPEG: "gdcm", JPEG_LS: "_CharLS", JPEG_2000: "openjpeg", RLE: "rle"}
 SECONDS = 10.0  # a 4096 x 4096 frame in the slowest codec takes about 2
 WORKING_BYTES = 256 << 20  # of a decoder, beside a few copies of the frame
 REPLY = struct.Struct("<q")
@@ -45,9 +47,10 @@ def decompress(stream: bytes, codec: Codec) -> bytes | bytearray:
     In this very process: a hostile stream may crash or hang it. `workers` keeps that away.
     """
     if codec.family == JPEG_LS:
-        import jpeg_ls
+        from _CharLS import decode_from_buffer  # what `jpeg_ls` exports, without the slower half of its imports
 
-        return jpeg_ls.decode_buffer(stream)[0]
+        words: bytearray = decode_from_buffer(stream)
+        return words
     if codec.family == JPEG_2000:
         import openjpeg
 
@@ -91,11 +94,15 @@ def request(codec: Codec, *, length: int, capacity: int) -> bytes:
     return _REQUEST.pack(name, codec.rows, codec.columns, codec.allocated, length, capacity)
 
 
-def serve(channel_descriptor: int, memory_descriptor: int) -> None:
+def serve(channel_descriptor: int, memory_descriptor: int, family: str = "") -> None:
     """Decode frame after frame until the other end of the channel closes.
 
     A stream is replaced in the shared memory by its words; the reply is their number of bytes, or `DAMAGED`.
+    The decoder of `family` is loaded before the first stream comes.
     """
+    if family:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(_MODULES[family])
     _forbid_files()
     complaints = _caught_stderr()
     at_start = _address_space()
@@ -167,9 +174,10 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def command(channel: int, memory: int) -> list[str]:
+def command(channel: int, memory: int, family: str = "") -> list[str]:
     """Command line of a process that serves; it finds modules where this one does, and nothing else is loaded."""
     root = str(Path(__file__).resolve().parents[2])
     path = [root, *(entry for entry in sys.path if entry and entry != root)]
-    code = f"import sys; sys.path[:] = {path!r}; from bundle.dicom.codecs import serve; serve({channel}, {memory})"
+    call = f"serve({channel}, {memory}, {family!r})"
+    code = f"import sys; sys.path[:] = {path!r}; from bundle.dicom.codecs import serve; {call}"
     return [sys.executable, "-S", "-c", code]

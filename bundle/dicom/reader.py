@@ -78,7 +78,7 @@ class SeriesReader(ImageReader):
         and for DICOM `volume`, the Volume itself (in a collated batch its series key).
         """
         if isinstance(img, Volume):
-            array = np.array(img.array, dtype=np.float32, order="C")
+            array = img.hu(out=np.empty(img.shape, np.float32))
             return array, {**_meta(img.affine_ras, array.shape, img.key), "volume": img}
         array = np.array(img.image.dataobj, dtype=np.float32, order="C").reshape(img.image.shape[:3])
         return array, _meta(img.image.affine, array.shape, img.key)

@@ -6,7 +6,8 @@ from phantom_series import write_phantom_series
 from pydicom import uid
 
 from bundle.dicom.elements import Unusable
-from bundle.dicom.headers import NotDicom, read_header, read_slices, read_whole
+from bundle.dicom.headers import NotDicom, read_header, read_whole
+from bundle.dicom.slices import read_slices
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from phantom_series import phantom_hu, write_phantom_series
 from pydicom.dataset import Dataset
 
 from bundle.dicom.elements import Unusable
+from bundle.dicom.hounsfield import rescale
 from bundle.dicom.index import find_series
-from bundle.dicom.series import rescale, series_key
+from bundle.dicom.series import series_key
 from bundle.errors import BundleError
 
 
