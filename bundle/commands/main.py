@@ -1,6 +1,7 @@
 """The entry points: `python -m bundle COMMAND` and `ct-enhance INPUT OUTPUT`."""
 
 import contextlib
+import importlib
 import signal
 import sys
 import threading
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bundle import __version__
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
+
+_COMMANDS = ("run", "inspect", "doctor", "export", "pack")  # bundle/commands/NAME.py, function NAME(arguments)
 
 _EXIT_CODES = """\
 exit codes:
@@ -28,9 +31,17 @@ usage:
       arguments as `python -m monai.bundle run`, and the exit codes below.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
-  python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]
+  python -m bundle inspect DIR [--json] [--noise false] [--gaps resample] [--quiet]
       Say which series below the folder DIR would be used, and why the others
-      would not; --noise true also decodes a few slices of each.
+      would not; --noise false reads headers only.
+  python -m bundle doctor [--json]
+      Check packages, decoders, device, number formats, weights and disk.
+  python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]
+      Write the networks as torch.export programs and ONNX, checked against PyTorch.
+  python -m bundle pack OUTPUT.zip [--torchscript true]
+      Write the bundle with its package as one archive for other programs.
+  python -m bundle pacs --url URL --work_dir DIR [--match RULE] [--key value ...]
+      Restore the new CT series of a PACS (DICOMweb) and send the derived series back.
   python -m bundle --help | --version
 
 {_EXIT_CODES}"""
@@ -55,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command == "enhance":
         return ct_enhance(arguments[1:])
-    if command in ("-h", "--help", "help") or (command in ("run", "inspect") and _asks_for_help(arguments)):
+    if command in ("-h", "--help", "help") or (command in _COMMANDS and _asks_for_help(arguments)):
         print(_HELP, end="")
         return ExitCode.DONE
     if command == "--version":
@@ -79,15 +90,14 @@ def ct_enhance(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: Sequence[str]) -> int:
-    if command == "run":
-        from bundle.commands.run import run
+    if command not in _COMMANDS:
+        if command == "pacs":
+        from bundle.commands.pacs import pacs
 
-        return run(arguments)
-    if command == "inspect":
-        from bundle.commands.inspect import inspect
-
-        return inspect(arguments)
+        return pacs(arguments)
     raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
+    # Imported when asked for: torch and MONAI take seconds, and most commands need only some of it.
+    return int(getattr(importlib.import_module(f"bundle.commands.{command}"), command)(arguments))
 
 
 def _enhance(arguments: Sequence[str]) -> int:
