@@ -13,7 +13,7 @@ import pytest
 from compressed_series import write_compressed_series
 from pydicom import uid
 
-from bundle.dicom import codecs, workers
+from bundle.dicom import codecs, index, workers
 from bundle.dicom.index import find_series, read_volume
 from bundle.dicom.pixels import Image
 from bundle.dicom.series import _images
@@ -182,3 +182,15 @@ def test_closed_early_leaves_usable_workers(tmp_path):
     outcomes.close()
     assert all(worker.job is None for worker in workers.alive)
     assert len(list(workers.run(jobs, count=len(jobs)))) == len(jobs)
+
+
+def test_workers_start_while_headers_are_read(tmp_path, monkeypatch):
+    hu = write_compressed_series(tmp_path, uid.JPEGLSLossless, slices=12)
+    ready = []
+    real = index.read_slices
+    monkeypatch.setattr(index, "read_slices", lambda *arguments: ready.append(len(workers.alive)) or real(*arguments))
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+    assert ready == [0] + [min(workers.worker_count(), 2)] * 11
+    workers.close_all()
+    find_series(tmp_path)
+    assert not workers.alive
