@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bundle import __version__
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
 
-_COMMANDS = ("run", "inspect", "doctor", "export", "pack")  # bundle/commands/NAME.py, function NAME(arguments)
+_COMMANDS = ("run", "inspect", "doctor", "export", "pack", "pacs")  # bundle/commands/NAME.py, function NAME(arguments)
 
 _EXIT_CODES = """\
 exit codes:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command == "enhance":
         return ct_enhance(arguments[1:])
-    if command in ("-h", "--help", "help") or (command in _COMMANDS and _asks_for_help(arguments)):
+    if command in ("-h", "--help", "help") or (command in _COMMANDS and command != "pacs" and _asks_for_help(arguments)):
         print(_HELP, end="")
         return ExitCode.DONE
     if command == "--version":
@@ -91,11 +91,7 @@ def ct_enhance(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(command: str, arguments: Sequence[str]) -> int:
     if command not in _COMMANDS:
-        if command == "pacs":
-        from bundle.commands.pacs import pacs
-
-        return pacs(arguments)
-    raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
+        raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
     # Imported when asked for: torch and MONAI take seconds, and most commands need only some of it.
     return int(getattr(importlib.import_module(f"bundle.commands.{command}"), command)(arguments))
 
