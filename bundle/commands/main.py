@@ -51,6 +51,14 @@ Restore the CT series below the folder INPUT into the folder OUTPUT. Research us
 
 usage: ct-enhance INPUT OUTPUT [--key value ...]
 
+  --steps N         1 (default): the mean; more draw samples with natural texture
+  --num_samples N   draws that are averaged; their spread is written as uncertainty
+  --strength S      0 gives the input back bit for bit, 1 (default) the whole restoration
+  --report true     also an HTML report per series, which opens offline
+  --device NAME     cpu, cuda, cuda:1; default: a GPU where there is one
+  --dry_run         say what would be done, with an estimate of time and memory
+  --json            print the result (or the plan) as JSON, without identifiers
+  --quiet           no progress, errors only
 Every key of configs/inference.yaml can be given as --key value.
 
 {_EXIT_CODES}"""
@@ -66,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command == "enhance":
         return ct_enhance(arguments[1:])
-    if command in ("-h", "--help", "help") or (command in _COMMANDS and command != "pacs" and _asks_for_help(arguments)):
+    if command in ("-h", "--help", "help") or (
+        command in _COMMANDS and command != "pacs" and _asks_for_help(arguments)
+    ):
         print(_HELP, end="")
         return ExitCode.DONE
     if command == "--version":
