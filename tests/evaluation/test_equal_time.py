@@ -5,7 +5,9 @@ import csv
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from torch.utils.data import Dataset
+from training_fixtures import ROOT, TINY, write_phantoms
 
 from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.evaluation import networks
@@ -111,3 +113,25 @@ def test_other_settings_and_damaged_checkpoints_are_refused(tmp_path):
         training(tmp_path, seconds=2).run()
     with pytest.raises(BundleError, match="seconds must be above 0"):
         training(tmp_path, seconds=0)
+
+
+def test_the_workflow_trains_on_what_ours_is_trained_on(tmp_path):
+    folder = write_phantoms(tmp_path / "in")
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in ("train.yaml", "baseline.yaml")],
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        run_id="baseline",
+        workflow_type="train",
+        **{
+            **TINY,
+            "dataset_dir": str(folder),
+            "output_dir": str(tmp_path / "out"),
+            "network": "unet3d",
+            "seconds": 0.5,
+        },
+    )
+    workflow.initialize()
+    workflow.run()
+    assert {"unet3d.pt", "unet3d_curve.csv", "unet3d_checkpoint.pt"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert curve(tmp_path / "out")[-1]["input_rmse_hu"] > 1
