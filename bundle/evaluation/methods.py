@@ -1,7 +1,7 @@
 """What is compared: a method takes a problem (a poor series) and gives HU back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,14 +21,14 @@ class Problem:
         degraded_hu: what methods are given.
         target_hu: what they are measured against; only references (the ceiling) may look at it.
         spacing_mm: along H, W and D.
-        extra: what only some methods can use, such as the thick slices themselves.
+        degradation: what was done to it, one step after the other, where it was simulated.
     """
 
     key: str
     degraded_hu: np.ndarray
     target_hu: np.ndarray
     spacing_mm: tuple[float, float, float]
-    extra: dict[str, Any] = field(default_factory=dict)
+    degradation: Sequence[dict[str, Any]] = ()
 
     @property
     def noise_hu(self) -> float:

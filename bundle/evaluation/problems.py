@@ -7,6 +7,7 @@ import numpy as np
 from monai.data import MetaTensor
 
 from bundle.data.sources import Case, Source
+from bundle.degrade.transforms import DEGRADATION_KEY
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.errors import BundleError
 from bundle.evaluation.methods import Problem
@@ -77,7 +78,7 @@ def make_problem(item: Mapping[str, Any]) -> Problem:
         degraded_hu=_volume(image),
         target_hu=_volume(label),
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        extra=dict(data.get("extra", {})),
+        degradation=image.meta.get(DEGRADATION_KEY, ()),
     )
 
 
