@@ -79,9 +79,9 @@ class SeriesReader(ImageReader):
         """
         if isinstance(img, Volume):
             array = img.hu(out=np.empty(img.shape, np.float32))
-            return array, {**_meta(img.affine_ras, array.shape, img.key), "volume": img}
+            return array, {**meta_of(img.affine_ras, array.shape, img.key), "volume": img}
         array = np.array(img.image.dataobj, dtype=np.float32, order="C").reshape(img.image.shape[:3])
-        return array, _meta(img.image.affine, array.shape, img.key)
+        return array, meta_of(img.image.affine, array.shape, img.key)
 
 
 class LoadSeriesd(LoadImaged):
@@ -168,7 +168,8 @@ def _check_hu(values: np.ndarray, name: str) -> None:
         )
 
 
-def _meta(affine_ras: np.ndarray, shape: tuple[int, ...], key: str) -> dict[str, Any]:
+def meta_of(affine_ras: np.ndarray, shape: tuple[int, ...], key: str) -> dict[str, Any]:
+    """Meta data of an array in HU (`SeriesReader.get_data`)."""
     return {
         MetaKeys.AFFINE: np.array(affine_ras, dtype=np.float64),
         MetaKeys.ORIGINAL_AFFINE: np.array(affine_ras, dtype=np.float64),
