@@ -40,7 +40,7 @@ CT_ENHANCE_PACS_PASSWORD, or a token from CT_ENHANCE_PACS_TOKEN. Every other key
 one of configs/inference.yaml.
 """
 
-_OWN: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "url": None, "work_dir": None, "match": "", "settle_seconds": 120, "every_seconds": 0, "keep_files": "false",
 }  # fmt: skip
 _BATCH = 8  # series that are fetched before they are restored: the volume is small
@@ -62,11 +62,11 @@ def pacs(arguments: Sequence[str], *, clock: Callable[[], float] = time.time) ->
     line = parse_command_line(arguments)
     if line.positionals:
         raise BundleError(f"unexpected argument '{line.positionals[0]}'", hint="options are written --key value")
-    own = {key: line.options.get(key, default) for key, default in _OWN.items()}
+    own = {key: line.options.get(key, default) for key, default in OPTIONS.items()}
     for key in ("url", "work_dir"):
         if not isinstance(own[key], str):
             raise BundleError(f"{key} is required: name it with --{key}")
-    worker = Worker(own, {key: value for key, value in line.options.items() if key not in _OWN}, clock=clock)
+    worker = Worker(own, {key: value for key, value in line.options.items() if key not in OPTIONS}, clock=clock)
     with _alone(worker.folder):
         while True:
             code = worker.round()
@@ -87,9 +87,9 @@ class Worker:
     def __init__(self, own: dict[str, Any], options: dict[str, Any], *, clock: Callable[[], float]) -> None:
         from bundle.dicom.dicomweb import Pacs, matching_rule
 
-        wrong = next((key for key in options if nearest(key, _OWN) and key not in _inference_keys()), None)
+        wrong = next((key for key in options if nearest(key, OPTIONS) and key not in _inference_keys()), None)
         if wrong is not None:
-            raise BundleError(f"unknown option --{wrong}", hint=f"did you mean --{nearest(wrong, _OWN)}?")
+            raise BundleError(f"unknown option --{wrong}", hint=f"did you mean --{nearest(wrong, OPTIONS)}?")
         self.folder = require_writable(Path(own["work_dir"]), option="work_dir")
         self.pacs, self.rule = Pacs(own["url"]), matching_rule(str(own["match"] or ""))
         self.settle_seconds, self.keep_files = float(own["settle_seconds"]), flag(own["keep_files"])

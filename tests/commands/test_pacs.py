@@ -240,7 +240,7 @@ def test_what_the_user_must_change(tmp_path, capsys, change, words):
 
 
 def test_help_names_every_option(capsys):
-    from bundle.commands.pacs import _OWN
+    from bundle.commands.pacs import OPTIONS
 
     assert main(["pacs", "--help"]) == 0
-    assert set(_OWN) <= set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    assert set(OPTIONS) <= set(re.findall(r"--(\w+)", capsys.readouterr().out))
