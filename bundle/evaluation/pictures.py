@@ -73,8 +73,9 @@ def save_spectra(path: Path, spectra: Mapping[str, tuple[np.ndarray, np.ndarray]
     """Save noise power spectra, HU^2 mm^2 over 1/mm, one line a method."""
     figure, axes = _figure(1, 1, width=6, height=4.5)
     axis = axes[0][0]
-    for name, (frequency, power) in spectra.items():
-        axis.semilogy(frequency, power, label=name, linewidth=2.5 if name == "target" else 1)
+    for number, (name, (frequency, power)) in enumerate(spectra.items()):
+        width = 2.5 if name == "target" else 1
+        axis.semilogy(frequency, power, label=name, linewidth=width, linestyle=("-", "--", ":")[number // 10 % 3])
     axis.set_xlabel("frequency, 1/mm")
     axis.set_ylabel("noise power, HU^2 mm^2")
     axis.set_title(title)
