@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format evaluate bench-dicom
+.PHONY: help setup demo test test-full test-container lint format evaluate bench-dicom
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv with the tested versions (again only when they change)
 
@@ -26,10 +26,13 @@ demo: setup ## train, restore and evaluate on a real sample series (about 10 min
 	$(BIN)/python scripts/demo.py
 
 test: setup ## the tests, without the long ones
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not container"
 
 test-full: setup ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not container"
+
+test-container: setup ## build the image and run it as the manifests say (podman, buildah; about 15 minutes)
+	$(BIN)/python -m pytest -m container -s tests/k8s/test_container.py
 
 lint: setup ## ruff and mypy, and the JSON twins of the configs
 	$(BIN)/ruff check .
@@ -42,8 +45,9 @@ format: setup ## format the code and regenerate the JSON twins
 	$(BIN)/ruff check --fix .
 	$(BIN)/python scripts/make_json_twins.py
 
-evaluate: setup ## run the evaluation; options in ARGS="--dataset_dir DIR --output_dir DIR"
-	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml $(ARGS)
+evaluate: setup ## the whole table; options in ARGS="--dataset_dir DIR --output_dir DIR"
+	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml \
+		--sampled_steps "[4,16]" --averaged_samples 4 $(ARGS)
 
 bench-dicom: setup ## compare the DICOM reader with others on real series; options in ARGS="--data_dir DIR --rounds N"
 	$(BIN)/python scripts/bench_dicom.py $(ARGS)

@@ -66,6 +66,16 @@ class CountingTransform:
         return result
 
 
+class PairTransform(CountingTransform):
+    """Adds to the phantom a partner that is darker by 7 HU."""
+
+    def __call__(self, data):
+        assert [Path(file).name for file in data["poor"]] == ["partner"]
+        result = super().__call__(data)
+        result["poor"] = result["image"] - 7
+        return result
+
+
 def make_cases(folder: Path, names=("one",), *, patients=None) -> list[Case]:
     """Cases of one file each, whose content is its name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,23 @@
 """`ct-enhance INPUT OUTPUT`: the inference workflow for people who want no configs."""
 
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bundle.commands.run import run_workflow
-from bundle.configuration import bundle_root
-from bundle.errors import BundleError
-from bundle.overrides import CommandLine, parse_command_line
+from bundle.configuration import bundle_root, flag
+from bundle.errors import BundleError, ExitCode
+from bundle.overrides import CommandLine, check_options, load_config, parse_command_line
+from bundle.progress import set_quiet
+
+_SWITCHES = ("quiet", "json", "dry_run")  # ours; every other option is a key of the config
+_TOLD = ("settings", "weights_sha256", "software_version", "failed")
 
 
 def enhance(arguments: Sequence[str]) -> int:
-    """Restore the series below `arguments[0]` into `arguments[1]`; the rest are options of the inference config.
+    """Restore the series below `arguments[0]` into `arguments[1]`; the rest are switches and keys of the config.
 
     Returns:
         The exit code that the workflow set, 0 when it set none.
@@ -24,11 +31,43 @@ def enhance(arguments: Sequence[str]) -> int:
     rest = parse_command_line(arguments[2:])
     if rest.positionals:
         raise BundleError(f"unexpected argument '{rest.positionals[0]}'", hint="options are written --key value")
+    options = dict(rest.options)
+    switches = {name: flag(options.pop(name, False)) for name in _SWITCHES}
+    if switches["quiet"]:
+        set_quiet(True)
+        logging.disable(logging.INFO)
     # The folders bypass the parser of options, which would read a folder called 2024 as a number.
     options = {
         "config_file": str(Path(bundle_root()) / "configs" / "inference.yaml"),
-        **rest.options,
+        **options,
         "dataset_dir": folders[0],
         "output_dir": folders[1],
     }
-    return run_workflow(CommandLine(("inference",), options))
+    line = CommandLine(("inference",), options)
+    if switches["dry_run"]:
+        return _dry_run(line, as_json=switches["json"])
+    code = run_workflow(line, quiet=switches["quiet"])
+    if switches["json"]:
+        print(json.dumps(_summary(Path(folders[1])), indent=2))
+    return code
+
+
+def _dry_run(line: CommandLine, *, as_json: bool) -> int:
+    from bundle.commands.plan import make_plan, spoken
+
+    keys = {key: value for key, value in line.options.items() if key != "config_file"}
+    check_options(keys, load_config(line.config_files))
+    plan = make_plan(line.config_files, keys)
+    print(json.dumps(plan, indent=2) if as_json else spoken(plan))
+    return ExitCode.DONE
+
+
+def _summary(output_dir: Path) -> dict[str, Any]:
+    """OUT/summary.json without what it keeps private: source paths and UIDs."""
+    try:
+        summary = json.loads((output_dir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    series = {key: {"status": one["status"], **one.get("result", {})} for key, one in summary["series"].items()}
+    refused = [{"key": one["key"], "reason": one["reason"]} for one in summary["refused"]]
+    return {**{key: summary[key] for key in _TOLD}, "series": series, "refused": refused}

@@ -31,8 +31,8 @@ from bundle.progress import Progress, set_quiet, track
 
 SCHEMA_VERSION = 1
 WIDTH = 80
-_SWITCHES = ("json", "noise", "quiet")
-_USAGE = "python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]"
+_SWITCHES = {"json": False, "noise": True, "quiet": False}
+_USAGE = "python -m bundle inspect DIR [--json] [--noise false] [--gaps resample] [--quiet]"
 _HEADER = f"{'series':16} {'size':12} {'spacing mm':15} {'kVp':>4} {'mA':>8} {'noise':>6} kernel"
 
 
@@ -71,7 +71,7 @@ def _print(lines: Iterable[str]) -> None:
 
 def _parsed(arguments: Sequence[str]) -> tuple[Path, dict[str, bool], str]:
     """The folder, the switches and `gaps`; fire would read `--noise` as the opposite of `--ise`."""
-    switches, gaps = dict.fromkeys(_SWITCHES, False), "refuse"
+    switches, gaps = dict(_SWITCHES), "refuse"
     folders: list[str] = []
     rest = list(arguments)
     while rest:

@@ -1,6 +1,7 @@
 """The entry points: `python -m bundle COMMAND` and `ct-enhance INPUT OUTPUT`."""
 
 import contextlib
+import importlib
 import signal
 import sys
 import threading
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bundle import __version__
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
+
+_COMMANDS = ("run", "launch", "inspect", "doctor", "export", "pack", "pacs")  # bundle/commands/NAME.py, function NAME(arguments)
 
 _EXIT_CODES = """\
 exit codes:
@@ -31,9 +34,17 @@ usage:
       of the exit codes below, and passes SIGTERM on.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
-  python -m bundle inspect DIR [--json] [--noise true] [--gaps resample] [--quiet]
+  python -m bundle inspect DIR [--json] [--noise false] [--gaps resample] [--quiet]
       Say which series below the folder DIR would be used, and why the others
-      would not; --noise true also decodes a few slices of each.
+      would not; --noise false reads headers only.
+  python -m bundle doctor [--json]
+      Check packages, decoders, device, number formats, weights and disk.
+  python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]
+      Write the networks as torch.export programs and ONNX, checked against PyTorch.
+  python -m bundle pack OUTPUT.zip [--torchscript true]
+      Write the bundle with its package as one archive for other programs.
+  python -m bundle pacs --url URL --work_dir DIR [--match RULE] [--key value ...]
+      Restore the new CT series of a PACS (DICOMweb) and send the derived series back.
   python -m bundle --help | --version
 
 {_EXIT_CODES}"""
@@ -43,6 +54,14 @@ Restore the CT series below the folder INPUT into the folder OUTPUT. Research us
 
 usage: ct-enhance INPUT OUTPUT [--key value ...]
 
+  --steps N         1 (default): the mean; more draw samples with natural texture
+  --num_samples N   draws that are averaged; their spread is written as uncertainty
+  --strength S      0 gives the input back bit for bit, 1 (default) the whole restoration
+  --report true     also an HTML report per series, which opens offline
+  --device NAME     cpu, cuda, cuda:1; default: a GPU where there is one
+  --dry_run         say what would be done, with an estimate of time and memory
+  --json            print the result (or the plan) as JSON, without identifiers
+  --quiet           no progress, errors only
 Every key of configs/inference.yaml can be given as --key value.
 
 {_EXIT_CODES}"""
@@ -58,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command == "enhance":
         return ct_enhance(arguments[1:])
-    if command in ("-h", "--help", "help") or (command in ("run", "inspect") and _asks_for_help(arguments)):
+    if command in ("-h", "--help", "help") or (
+        command in _COMMANDS and command != "pacs" and _asks_for_help(arguments)
+    ):
         print(_HELP, end="")
         return ExitCode.DONE
     if command == "--version":
@@ -87,19 +108,10 @@ def ct_enhance(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: Sequence[str]) -> int:
-    if command == "run":
-        from bundle.commands.run import run
-
-        return run(arguments)
-    if command == "launch":
-        from bundle.commands.launch import launch
-
-        return launch(arguments)
-    if command == "inspect":
-        from bundle.commands.inspect import inspect
-
-        return inspect(arguments)
-    raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
+    if command not in _COMMANDS:
+        raise BundleError(f"unknown command '{command}'", hint="python -m bundle --help lists the commands")
+    # Imported when asked for: torch and MONAI take seconds, and most commands need only some of it.
+    return int(getattr(importlib.import_module(f"bundle.commands.{command}"), command)(arguments))
 
 
 def _enhance(arguments: Sequence[str]) -> int:

@@ -17,8 +17,8 @@ def run(arguments: Sequence[str]) -> int:
     return run_workflow(parse_command_line(arguments))
 
 
-def run_workflow(line: CommandLine) -> int:
-    """Check the command line, then build and run its workflow.
+def run_workflow(line: CommandLine, *, quiet: bool = False) -> int:
+    """Check the command line, then build and run its workflow; `quiet` leaves out the line that says what starts.
 
     Returns:
         The exit code that the workflow set, 0 when it set none.
@@ -29,7 +29,8 @@ def run_workflow(line: CommandLine) -> int:
     run_id = _check(line)
     set_exit_code(ExitCode.DONE)
     names = ", ".join(Path(file).name for file in line.config_files)
-    print(f"ct-enhance {__version__}: {run_id} with {names}", file=sys.stderr, flush=True)
+    if not quiet:
+        print(f"ct-enhance {__version__}: {run_id} with {names}", file=sys.stderr, flush=True)
     # MONAI only warns of a key that is given twice, and the last one wins.
     os.environ.setdefault("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
     from monai.bundle import ConfigWorkflow

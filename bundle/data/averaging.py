@@ -1,13 +1,8 @@
 """Training targets of less noise: neighbouring slices averaged to a thicker slice, as a scanner reconstructs it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-
-from bundle.data.prepared import PreparedCase
-from bundle.metrics.noise import noise_level
-
-_MEASURED_SLABS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +22,6 @@ class SlabSampling:
     probability: float = 0.0
     most: int = 5
     most_mm: float = 6.0
-    _levels: dict[tuple[str, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -47,23 +41,6 @@ class SlabSampling:
         most = min(self.most, int(self.most_mm / spacing_mm), slices // wanted)
         average, position = rng.random(2)
         return 2 + int(position * (most - 1)) if average < self.probability and most > 1 else 1
-
-    def own_level(self, case: PreparedCase, slices: int) -> float:
-        """Noise level of the mean of `slices` neighbouring slices, relative to a single slice's, of one case.
-
-        Measured, because slices that overlap or were interpolated share noise: it falls slower than 1 / sqrt(n).
-        """
-        if slices == 1:
-            return 1.0
-        key = (case.key, slices)
-        if key not in self._levels:
-            starts = np.linspace(0, case.shape[2] - slices, _MEASURED_SLABS).astype(int)
-            ratios = []
-            for start in starts:
-                slab = np.asarray(case.image_hu[:, :, start : start + slices], np.float32)
-                ratios.append(noise_level(average(slab, slices))[0] / np.sqrt(np.mean(noise_level(slab) ** 2)))
-            self._levels[key] = float(np.median(ratios))
-        return self._levels[key]
 
 
 def average(volume: np.ndarray, slices: int) -> np.ndarray:

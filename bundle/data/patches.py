@@ -2,30 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from bundle.data.averaging import SlabSampling, average
+from bundle.data.levels import NoiseLevels
 from bundle.data.prepared import PreparedCase
 from bundle.data.splits import Part
-from bundle.degrade.low_dose import apply_dose
-from bundle.degrade.transforms import sample_dose
+from bundle.degrade.composition import (
+    THICK_SLICES,
+    DegradationSampling,
+    Steps,
+    apply_steps,
+    describe_steps,
+    margins,
+)
 from bundle.errors import BundleError
 
 _BODY_HU = -500.0
 _BODY_FRACTION = 0.3  # a patch with less body than this is drawn again
 _TRIES = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoseSampling:
-    """How poor the degraded side of a pair is: dose log-uniform in `dose_range`, `clean_fraction` left as it is."""
-
-    dose_range: Sequence[float] = (0.1, 1.0)
-    clean_fraction: float = 0.07
 
 
 class PatchDataset(Dataset):
@@ -37,8 +36,8 @@ class PatchDataset(Dataset):
         num_slices: D of a patch.
         length: items per epoch.
         seed: with epoch and index it determines an item, whatever the worker, rank or resume.
-        degradation: how the dose is drawn.
-        slabs: how often neighbouring slices are averaged; None never.
+        degradation: how the poor side is made; cases with a real poor partner have theirs instead.
+        slabs: how often neighbouring slices are averaged; None never. Not where slices are made thicker, nor of pairs.
         augment: flips and transposes.
     """
 
@@ -50,21 +49,28 @@ class PatchDataset(Dataset):
         num_slices: int,
         length: int,
         seed: int,
-        degradation: DoseSampling | None = None,
+        degradation: DegradationSampling | None = None,
         slabs: SlabSampling | None = None,
         augment: bool = True,
     ) -> None:
-        self.parts = [part for part in data if _fits(part, patch_size, num_slices)]
-        if data and not self.parts:
+        self.degradation = degradation or DegradationSampling()
+        fitting = [part for part in data if _fits(part, patch_size, num_slices)]
+        if data and not fitting:
             raise BundleError(
                 f"no series is as large as a patch of {patch_size} x {patch_size} x {num_slices}",
                 hint="use a smaller patch_size or num_slices",
             )
+        self.parts = [p for p in fitting if p.case.paired or self.degradation.thickens(p.case.spacing_mm[2])]
+        if fitting and not self.parts:
+            raise BundleError(
+                f"no series has slices thin enough to make slices of {max(self.degradation.slice_thickness_mm):g} mm",
+                hint="use series of thinner slices, or a larger slice_thickness_mm",
+            )
+        self.levels = NoiseLevels()
         self.patch = (patch_size, patch_size, num_slices)
         self.length = length
         self.seed = seed
-        self.degradation = degradation or DoseSampling()
-        self.slabs = slabs or SlabSampling()
+        self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
         self.augment = augment
         # Long series have more to teach, but not in proportion: neighbouring slices are alike.
         weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
@@ -75,14 +81,33 @@ class PatchDataset(Dataset):
 
     def __getitem__(self, position: int | tuple[int, int]) -> dict[str, Any]:
         """Return item (epoch, index); a plain index is one of epoch 0."""
-        part, rng = self._part(position)
-        slices = self.slabs.draw(
-            rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
-        )
-        region = self._region(part, slices, rng)
-        low, high = self.degradation.dose_range
-        dose = sample_dose(rng, low, high, self.degradation.clean_fraction)
-        return self._cut(part.case, region, slices, dose, rng)
+        patch = self._drawn(position)
+        case = patch.part.case
+        label = average(case.image_hu[patch.region], patch.slices)
+        image = _poor(case, patch.region, patch.steps, slices=patch.slices)
+        levels = _levels(self.levels, case, patch.steps, patch.region[2], slices=patch.slices)
+        if self.augment:
+            image, label = patch.turn(image), patch.turn(label)
+            levels = levels[::-1].copy() if patch.turn.flips[2] else levels
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
+            "label": torch.from_numpy(np.ascontiguousarray(label))[None],
+            "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * patch.slices), dtype=torch.float32),
+            "noise_level": torch.from_numpy(levels),
+        }
+
+    def metadata(self, position: int | tuple[int, int]) -> dict[str, Any]:
+        """What item (epoch, index) is made of, as plain values: series, place, averaging, degradation, flips."""
+        patch = self._drawn(position)
+        return {
+            "series": patch.part.case.key,
+            "start": [side.start for side in patch.region],
+            "stop": [side.stop for side in patch.region],
+            "averaged_slices": patch.slices,
+            "degradation": "pair" if patch.part.case.paired else describe_steps(patch.steps),
+            "flips": list(patch.turn.flips) if self.augment else [False] * 3,
+            "transpose": self.augment and patch.turn.transpose,
+        }
 
     def series_key(self, position: int | tuple[int, int]) -> str:
         """Key of the series that item (epoch, index) is cut from."""
@@ -93,6 +118,17 @@ class PatchDataset(Dataset):
         epoch, index = position if isinstance(position, tuple) else (0, position)
         rng = np.random.default_rng([self.seed, epoch, index])
         return self.parts[rng.choice(len(self.parts), p=self.weights)], rng
+
+    def _drawn(self, position: int | tuple[int, int]) -> "_Patch":
+        """All that is random about an item; only body or air is looked up in the image."""
+        part, rng = self._part(position)
+        slices = self.slabs.draw(
+            rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
+        )
+        slices = 1 if part.case.paired else slices
+        region = self._region(part, slices, rng)
+        steps = self.degradation.draw(rng, realisations=part.case.realisations)
+        return _Patch(part, region, slices, () if part.case.paired else steps, _Turn.draw(rng))
 
     def _region(self, part: Part, slices: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
         """Draw where a patch of `slices` times as many slices lies, favouring body over air."""
@@ -110,46 +146,31 @@ class PatchDataset(Dataset):
                 break
         return region
 
-    def _cut(
-        self,
-        case: PreparedCase,
-        region: tuple[slice, slice, slice],
-        slices: int,
-        dose: float,
-        rng: np.random.Generator,
-    ) -> dict[str, Any]:
-        quantum, electronic = case.noise(int(rng.integers(case.realisations)))
-        sign = rng.choice((-1.0, 1.0))  # noise is symmetric: each realisation serves twice
-        label = average(case.image_hu[region], slices)
-        noises = (sign * average(noise[region], slices) for noise in (quantum, electronic))
-        image = apply_dose(label, *noises, dose=dose)
-        levels = case.noise_level(dose, region[2], slices=slices, own_level=self.slabs.own_level(case, slices))
-        if self.augment:
-            turn = _Turn.draw(rng)
-            image, label = turn(image), turn(label)
-            levels = levels[::-1].copy() if turn.flips[2] else levels
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
-            "label": torch.from_numpy(np.ascontiguousarray(label))[None],
-            "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * slices), dtype=torch.float32),
-            "noise_level": torch.from_numpy(levels),
-        }
-
 
 class SlabDataset(Dataset):
-    """Validation slabs: whole slices from the middle of each part, at one dose; items as PatchDataset's.
+    """Validation slabs: whole slices from the middle of each part, degraded always alike; items as PatchDataset's.
 
     Args:
         data: prepared cases and their validation slices.
         num_slices: most slices of a slab.
-        dose: dose fraction of the degraded side.
+        dose: dose fraction of the degraded side, where `degradation` has low dose.
+        degradation: how the poor side is made: the first of each list of values, nothing left clean.
         size: most rows and columns, from the middle; 0 for whole slices.
     """
 
-    def __init__(self, data: Sequence[Part], *, num_slices: int, dose: float = 0.25, size: int = 0) -> None:
+    def __init__(
+        self,
+        data: Sequence[Part],
+        *,
+        num_slices: int,
+        dose: float = 0.25,
+        degradation: DegradationSampling | None = None,
+        size: int = 0,
+    ) -> None:
         self.parts = list(data)
         self.num_slices = num_slices
-        self.dose = dose
+        self.steps = (degradation or DegradationSampling()).fixed(dose)
+        self.levels = NoiseLevels()
         self.size = size
 
     def __len__(self) -> int:
@@ -161,15 +182,43 @@ class SlabDataset(Dataset):
         case = part.case
         rows, columns = (_middle(0, size, self.size or size) for size in case.shape[:2])
         region = (rows, columns, _middle(part.start, part.stop, self.num_slices))
-        quantum, electronic = case.noise(0)
-        label = np.asarray(case.image_hu[region], dtype=np.float32)
-        image = apply_dose(label, _float(quantum[region]), _float(electronic[region]), dose=self.dose)
+        steps = () if case.paired else self.steps
         return {
-            "image": torch.from_numpy(image)[None],
-            "label": torch.from_numpy(label)[None],
+            "image": torch.from_numpy(_poor(case, region, steps))[None],
+            "label": torch.from_numpy(_float(case.image_hu[region]))[None],
             "spacing_mm": torch.tensor(case.spacing_mm, dtype=torch.float32),
-            "noise_level": torch.from_numpy(case.noise_level(self.dose, region[2])),
+            "noise_level": torch.from_numpy(_levels(self.levels, case, steps, region[2])),
         }
+
+
+def _poor(case: PreparedCase, region: "_Region", steps: Steps, *, slices: int = 1) -> np.ndarray:
+    """The poor side of a region, float32: the real partner's, or the image degraded by `steps` with what is around."""
+    if case.poor_hu is not None:
+        return _float(case.poor_hu[region])
+    pixels, beyond = margins(steps, case.spacing_mm)
+    wide = tuple(
+        slice(max(side.start - margin, 0), min(side.stop + margin, size))
+        for side, margin, size in zip(region, (pixels, pixels, beyond), case.shape, strict=True)
+    )
+
+    def noise(realisation: int) -> tuple[np.ndarray, np.ndarray]:
+        quantum, electronic = case.noise(realisation)
+        return average(quantum[wide], slices), average(electronic[wide], slices)
+
+    spacing_mm = (*case.spacing_mm[:2], case.spacing_mm[2] * slices)
+    degraded = apply_steps(
+        average(case.image_hu[wide], slices), steps, spacing_mm=spacing_mm, first=wide[2].start // slices, noise=noise
+    )
+    within = (slice(s.start - w.start, s.stop - w.start) for s, w in zip(region[:2], wide[:2], strict=True))
+    first = (region[2].start - wide[2].start) // slices
+    return degraded[(*within, slice(first, first + (region[2].stop - region[2].start) // slices))]
+
+
+def _levels(levels: NoiseLevels, case: PreparedCase, steps: Steps, region: slice, *, slices: int = 1) -> np.ndarray:
+    """Noise level of the poor side, float32, one value per slice."""
+    if case.paired:
+        return np.asarray(case.poor_noise_hu, np.float32)[region]
+    return levels(case, steps, region, slices=slices)
 
 
 @dataclass(frozen=True)
@@ -187,6 +236,20 @@ class _Turn:
     def __call__(self, volume: np.ndarray) -> np.ndarray:
         volume = np.flip(volume, axis=tuple(axis for axis in range(3) if self.flips[axis]))
         return volume.swapaxes(0, 1) if self.transpose else volume
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """What is drawn for an item."""
+
+    part: Part
+    region: "_Region"
+    slices: int
+    steps: Steps
+    turn: _Turn
+
+
+_Region: TypeAlias = tuple[slice, slice, slice]
 
 
 def _fits(part: Part, patch_size: int, num_slices: int) -> bool:

@@ -40,6 +40,8 @@ class Scanner:
         hann_cutoff_per_mm: where the Hann window on the ramp reaches zero, 1/mm; 0 is no window. It stands for
             the reconstruction kernel, which knows no pixels, hence the unit. 0.95 gives the mean noise frequency
             (0.30 to 0.41 per mm) measured in soft tissue of standard kernels (B, B41s, STANDARD, STD+).
+        bowtie_radius_mm: radius of the water cylinder behind which a bowtie filter makes the exposure even: it takes
+            away what the cylinder would not have, and beyond its edge as much as in its middle. None is no filter.
         calibrate_noise: choose the exposure so that unit quantum noise is as strong as the given scan's own noise:
             a fraction d of its dose then has 1/d of its own variance in all. Not with `photons_per_ray`.
     """
@@ -48,6 +50,7 @@ class Scanner:
     electronic_noise: float = 5.0
     views: int = 720
     hann_cutoff_per_mm: float = 0.95
+    bowtie_radius_mm: float | None = None
     calibrate_noise: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class Scanner:
             raise ValueError(f"views must be at least {COARSE_VIEWS}, not {self.views}")
         if self.hann_cutoff_per_mm < 0:
             raise ValueError(f"hann_cutoff_per_mm must not be negative, not {self.hann_cutoff_per_mm}")
+        if self.bowtie_radius_mm is not None and self.bowtie_radius_mm <= 0:
+            raise ValueError(f"bowtie_radius_mm must be above 0, not {self.bowtie_radius_mm}")
 
 
 def unit_noise(
@@ -90,6 +95,8 @@ def unit_noise(
         bin_mm=float(min(spacing_mm)),
     )
     integrals = refine(*line_integrals(slice_hu, spacing_mm=spacing_mm, views=scanner.views), beam=beam)
+    if scanner.bowtie_radius_mm is not None:
+        integrals = integrals + _bowtie(beam, scanner.bowtie_radius_mm)
     inverse_counts = np.exp(np.minimum(integrals, np.log(max(photons / MIN_COUNTS, 1.0)))) / np.float32(photons)
     noise = np.empty(integrals.shape, np.complex64)  # two real sinograms in one, see back_project
     noise.real = rng.standard_normal(integrals.shape, np.float32) * np.sqrt(inverse_counts)
@@ -139,14 +146,24 @@ def unit_noise_volume(
     return quantum, electronic
 
 
-def apply_dose(volume_hu: np.ndarray, quantum: np.ndarray, electronic: np.ndarray, *, dose: float) -> np.ndarray:
-    """The scan at a fraction `dose` of its own dose, float32 HU of the same shape; unchanged when `dose` is 1."""
-    if not 0 < dose <= 1:
+def apply_dose(
+    volume_hu: np.ndarray, quantum: np.ndarray, electronic: np.ndarray, *, dose: float | np.ndarray
+) -> np.ndarray:
+    """The scan at a fraction of its own dose, float32 HU of the same shape; unchanged where the dose is 1.
+
+    Args:
+        volume_hu: (H, W, D).
+        quantum: unit quantum noise, (H, W, D).
+        electronic: unit electronic noise, (H, W, D).
+        dose: one fraction, or one per slice (D,): a tube current that changes along the scan.
+    """
+    doses = np.asarray(dose, np.float64)
+    if not ((doses > 0) & (doses <= 1)).all():
         raise ValueError(f"dose must be above 0 and at most 1, not {dose}")
     degraded = np.array(volume_hu, dtype=np.float32)
-    if dose < 1:
-        degraded += np.float32(np.sqrt(1 / dose - 1)) * quantum.astype(np.float32)
-        degraded += np.float32(np.sqrt(1 / dose**2 - 1)) * electronic.astype(np.float32)
+    if (doses < 1).any():
+        degraded += np.sqrt(1 / doses - 1).astype(np.float32) * quantum.astype(np.float32)
+        degraded += np.sqrt(1 / doses**2 - 1).astype(np.float32) * electronic.astype(np.float32)
     return degraded
 
 
@@ -170,6 +187,13 @@ def exposure(volume_hu: np.ndarray, *, spacing_mm: tuple[float, float], scanner:
         ratio = _unit_to_own_noise(volume_hu, spacing_mm=spacing_mm, photons=photons, scanner=scanner)
         photons = float(np.clip(photons * ratio**2, imitated / CALIBRATION_FACTOR**2, imitated * CALIBRATION_FACTOR**2))
     return photons
+
+
+def _bowtie(beam: ParallelBeam, radius_mm: float) -> np.ndarray:
+    """Line integrals (bins,) of a bowtie filter: with those of a centred water cylinder they are even."""
+    place_mm = (np.arange(beam.bins) - (beam.bins - 1) / 2) * beam.bin_mm
+    through_mm = 2 * np.sqrt(np.maximum(radius_mm**2 - place_mm**2, 0))
+    return ((2 * radius_mm - through_mm) * WATER_MU_PER_MM).astype(np.float32)
 
 
 def _unit_to_own_noise(

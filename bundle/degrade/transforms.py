@@ -1,4 +1,4 @@
-"""Low dose as MONAI dictionary transforms. Sampling a dose and applying it are apart: `sample_dose`, `LowDosed`."""
+"""Degradations as MONAI dictionary transforms; what was done is recorded in the image's meta data, 'degradation'."""
 
 import zlib
 from collections.abc import Hashable, Mapping
@@ -10,29 +10,16 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.degrade.low_dose import Scanner, apply_dose, unit_noise_volume
+from bundle.degrade.composition import (
+    DegradationSampling,
+    LowDose,
+    Steps,
+    apply_steps,
+    describe_steps,
+)
+from bundle.degrade.low_dose import Scanner, unit_noise_volume
 
-
-def sample_dose(rng: np.random.Generator, low: float, high: float, clean_fraction: float) -> float:
-    """A dose fraction for one training sample.
-
-    Args:
-        rng: source of randomness.
-        low: smallest dose, above 0.
-        high: largest dose, at most 1.
-        clean_fraction: probability of 1.0, the scan as it is, so that a model learns to leave good scans alone.
-
-    Returns:
-        Log-uniform in [low, high] (noise is a power of dose, so equal ratios should be equally likely), or 1.0.
-    """
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"dose range must satisfy 0 < low <= high <= 1, not ({low}, {high})")
-    if not 0 <= clean_fraction <= 1:
-        raise ValueError(f"clean_fraction must be between 0 and 1, not {clean_fraction}")
-    clean, position = rng.random(2)  # always two draws: what follows does not depend on which branch was taken
-    if clean < clean_fraction:
-        return 1.0
-    return float(np.clip(np.exp(np.log(low) + position * (np.log(high) - np.log(low))), low, high))
+DEGRADATION_KEY = "degradation"  # of an image's meta data
 
 
 def series_seed(volume_hu: np.ndarray, *, seed: int) -> int:
@@ -128,16 +115,64 @@ class LowDosed(MapTransform):
             missing = [name for name in self.noise_keys if name not in result]
             if missing:
                 raise ValueError(f"LowDosed found no {missing[0]!r} in its data: put UnitNoised before it")
-            image = result[key]
-            quantum, electronic = (np.asarray(result[name]) for name in self.noise_keys)
-            degraded = torch.from_numpy(apply_dose(np.asarray(image), quantum, electronic, dose=self.dose))
-            # Through the old image, so that affine, headers and applied operations stay with the new one.
-            result[key] = image.clone()
-            result[key].set_array(degraded)
+            noises = tuple(np.asarray(result[name])[0] for name in self.noise_keys)
+            result[key] = _degraded(result[key], (LowDose(dose=self.dose),), noises)
             if not self.keep_noise:
                 for name in self.noise_keys:
                     del result[name]
         return result
+
+
+class Degraded(MapTransform):
+    """Replace an image by a degraded one: any kinds, in order, with parameters drawn once for each volume.
+
+    Args:
+        keys: the one image (1, H, W, D) HU to work on, its slices last.
+        sampling: kinds and ranges; lists of one value and equal ends of the dose range fix the parameters.
+        seed: with the volume's content it decides parameters and noise.
+        scanner: physics of the noise.
+        allow_missing_keys: leave data without the image alone.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        sampling: DegradationSampling,
+        seed: int = 0,
+        scanner: Scanner | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        _require_one_key(self.keys, "Degraded")
+        self.sampling = sampling
+        self.seed = seed
+        self.scanner = scanner or Scanner()
+
+    def draw(self, image: MetaTensor) -> Steps:
+        """The steps for an image: a function of the seed and its content."""
+        return self.sampling.draw(np.random.default_rng([series_seed(_volume(image), seed=self.seed), 1]))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with the image degraded."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            steps = self.draw(result[key])
+            noises: tuple[np.ndarray, ...] = ()
+            if any(isinstance(step, LowDose) for step in steps):
+                noised = UnitNoised(key, seed=self.seed, scanner=self.scanner)(result)
+                noises = tuple(np.asarray(noised[name])[0] for name in ("quantum", "electronic"))
+            result[key] = _degraded(result[key], steps, noises)
+        return result
+
+
+def _degraded(image: MetaTensor, steps: Steps, noises: tuple[np.ndarray, ...]) -> MetaTensor:
+    """A new image whose affine, headers and applied operations are the old one's."""
+    volume = apply_steps(_volume(image), steps, spacing_mm=_spacing_mm(image), noise=lambda _: (noises[0], noises[1]))
+    degraded = image.clone()
+    degraded.set_array(torch.from_numpy(volume)[None])
+    degraded.meta[DEGRADATION_KEY] = [*image.meta.get(DEGRADATION_KEY, []), *describe_steps(steps)]
+    return degraded
 
 
 def _require_one_key(keys: tuple[Hashable, ...], name: str) -> None:
@@ -152,7 +187,9 @@ def _volume(image: MetaTensor) -> np.ndarray:
     return np.asarray(image)[0]
 
 
-def _spacing_mm(image: MetaTensor) -> tuple[float, float]:
-    """Distance of rows and of columns: the lengths of the affine's first two columns."""
-    row, column = np.linalg.norm(np.asarray(image.affine)[:3, :2], axis=0)
-    return float(row), float(column)
+def _spacing_mm(image: MetaTensor) -> tuple[float, float, float]:
+    """Distance of rows, of columns, and of slices along their normal (sheared slices step aside as well)."""
+    axes = np.asarray(image.affine, np.float64)[:3, :3]
+    row, column = np.linalg.norm(axes[:, :2], axis=0)
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    return float(row), float(column), float(abs(axes[:, 2] @ normal) / np.linalg.norm(normal))

@@ -5,6 +5,8 @@ so that it starts in a tenth of a second and can be killed without loss.
 """
 
 import contextlib
+import ctypes
+import importlib
 import mmap
 import os
 import signal
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JPEG, JPEG_LS, JPEG_2000, RLE = "JPEG", "JPEG-LS", "JPEG 2000", "RLE"
+_MODULES = {JPEG: "gdcm", JPEG_LS: "_CharLS", JPEG_2000: "openjpeg", RLE: "rle"}
 SECONDS = 10.0  # a 4096 x 4096 frame in the slowest codec takes about 2
 WORKING_BYTES = 256 << 20  # of a decoder, beside a few copies of the frame
 REPLY = struct.Struct("<q")
@@ -45,9 +48,10 @@ def decompress(stream: bytes, codec: Codec) -> bytes | bytearray:
     In this very process: a hostile stream may crash or hang it. `workers` keeps that away.
     """
     if codec.family == JPEG_LS:
-        import jpeg_ls
+        from _CharLS import decode_from_buffer  # what `jpeg_ls` exports, without the slower half of its imports
 
-        return jpeg_ls.decode_buffer(stream)[0]
+        words: bytearray = decode_from_buffer(stream)
+        return words
     if codec.family == JPEG_2000:
         import openjpeg
 
@@ -72,17 +76,17 @@ def _jpeg_lossless(stream: bytes, codec: Codec) -> bytes:
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((codec.columns, codec.rows, 1))
-    image.SetDataElement(element)
+    decoder = gdcm.JPEGCodec()  # the frame header says which predictor: one decoder serves both syntaxes
+    decoder.SetDimensions((codec.columns, codec.rows, 1))
     monochrome = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
-    # The frame header says which predictor: one syntax serves all.
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType("1.2.840.10008.1.2.4.57")))
-    image.SetPixelFormat(gdcm.PixelFormat(1, codec.allocated, codec.allocated, codec.allocated - 1, 0))
-    words: str = image.GetBuffer()  # bytes, which its binding hands out as text
-    return words.encode("utf-8", "surrogateescape")
+    decoder.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
+    decoder.SetPixelFormat(gdcm.PixelFormat(1, codec.allocated, codec.allocated, codec.allocated - 1, 0))
+    decoded = gdcm.DataElement()
+    if not decoder.Decode(element, decoded):
+        raise ValueError("damaged")
+    words = decoded.GetByteValue()
+    # Its binding hands out bytes as text only, encoded to and fro: as long again as the decoding itself.
+    return ctypes.string_at(int(words.GetVoidPointer()), int(str(words.GetLength())))
 
 
 def request(codec: Codec, *, length: int, capacity: int) -> bytes:
@@ -91,11 +95,15 @@ def request(codec: Codec, *, length: int, capacity: int) -> bytes:
     return _REQUEST.pack(name, codec.rows, codec.columns, codec.allocated, length, capacity)
 
 
-def serve(channel_descriptor: int, memory_descriptor: int) -> None:
+def serve(channel_descriptor: int, memory_descriptor: int, family: str = "") -> None:
     """Decode frame after frame until the other end of the channel closes.
 
     A stream is replaced in the shared memory by its words; the reply is their number of bytes, or `DAMAGED`.
+    The decoder of `family` is loaded before the first stream comes.
     """
+    if family:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(_MODULES[family])
     _forbid_files()
     complaints = _caught_stderr()
     at_start = _address_space()
@@ -167,9 +175,10 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def command(channel: int, memory: int) -> list[str]:
+def command(channel: int, memory: int, family: str = "") -> list[str]:
     """Command line of a process that serves; it finds modules where this one does, and nothing else is loaded."""
     root = str(Path(__file__).resolve().parents[2])
     path = [root, *(entry for entry in sys.path if entry and entry != root)]
-    code = f"import sys; sys.path[:] = {path!r}; from bundle.dicom.codecs import serve; serve({channel}, {memory})"
+    call = f"serve({channel}, {memory}, {family!r})"
+    code = f"import sys; sys.path[:] = {path!r}; from bundle.dicom.codecs import serve; {call}"
     return [sys.executable, "-S", "-c", code]

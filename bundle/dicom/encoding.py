@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bundle.dicom.derived_header import decimal_string
-from bundle.dicom.pixels import PixelLayout, padding_range, pixel_layout
+from bundle.dicom.layouts import PixelLayout, padding_range, pixel_layout
 from bundle.dicom.volume import Volume
 from bundle.dicom.words import WORDS, Fit, common_fits, own_fit
 from bundle.errors import BundleError
@@ -59,9 +59,9 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     encoded = []
     for k in range(depth):
         values = _stored(volume, restored_hu, k)
-        if floor is not None and volume.padding_mask is not None:
-            values[volume.padding_mask[:, :, k]] = floor
-        touched = restored_hu[:, :, k] != volume.array[:, :, k]
+        if floor is not None:
+            values[volume.slice_padding(k)] = floor
+        touched = restored_hu[:, :, k] != volume.slice_hu(k)
         fit = fits[k] if fits is not None else own_fit(layouts[k], values, touched=touched, k=k)
         image = EncodedSlice(
             stored=np.rint((values - fit.offset) / fit.factor).T.astype(fit.layout.dtype),
@@ -80,7 +80,7 @@ def _check_untouched(image: EncodedSlice, volume: Volume, k: int, touched: np.nd
     """Untouched voxels still have their HU at a slope and intercept of 16 characters each."""
     slope, intercept = (float(decimal_string(value)) for value in (image.slope, image.intercept))
     hu = (image.stored.T * slope + intercept).astype(np.float32)
-    if not np.array_equal(hu[~touched], volume.array[:, :, k][~touched]):
+    if not np.array_equal(hu[~touched], volume.slice_hu(k)[~touched]):
         raise BundleError(
             f"restored values of slice {k} fit 16 bits only with a RescaleIntercept that would change untouched voxels",
             hint="restore with a lower strength",
@@ -93,12 +93,12 @@ def _padding_floor(volume: Volume, restored_hu: np.ndarray, ranges: list[tuple[i
     Seen where -2000 stands as 63536 in unsigned words: one voxel below the source's lowest HU, and the span
     is more than a word. Padding is no HU, so it is what gives way. None where all fits as it is.
     """
-    if max(high for _, high in ranges) - min(low for low, _ in ranges) < WORDS or volume.padding_mask is None:
+    if max(high for _, high in ranges) - min(low for low, _ in ranges) < WORDS or not volume.is_padded:
         return None
     tissue = [
         _range(_stored(volume, restored_hu, k)[~mask])
         for k in range(volume.shape[2])
-        if not (mask := volume.padding_mask[:, :, k]).all()
+        if not (mask := volume.slice_padding(k)).all()
     ]
     if not tissue:
         return None
@@ -114,7 +114,7 @@ def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
     """Stored values (H, W) of slice k, int64, before they are fitted into bits."""
     source = volume.stored[:, :, k].astype(np.int64)
     hu = restored_hu[:, :, k]
-    changed = hu != volume.array[:, :, k]
+    changed = hu != volume.slice_hu(k)
     if not np.isfinite(hu).all():
         raise BundleError(f"restored values of slice {k} are not all finite")
     exact = (hu.astype(np.float64) - volume.intercept[k]) / volume.slope[k]
@@ -122,9 +122,7 @@ def _stored(volume: Volume, restored_hu: np.ndarray, k: int) -> np.ndarray:
         raise BundleError(f"restored values of slice {k} are beyond all reason")
     values = np.where(changed, np.rint(exact).astype(np.int64), source)  # rint rounds half to even
     padding = padding_range(volume.headers[k])
-    if volume.padding_mask is None:
-        return values
-    return step_out_of_padding(values, padding, where=changed & ~volume.padding_mask[:, :, k])
+    return step_out_of_padding(values, padding, where=changed & ~volume.slice_padding(k))
 
 
 def step_out_of_padding(values: np.ndarray, padding: tuple[int, int | None] | None, *, where: np.ndarray) -> np.ndarray:

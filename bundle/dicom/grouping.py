@@ -15,10 +15,12 @@ import numpy as np
 from bundle.dicom.checks import check_one_frame, check_one_patient, check_unique_instances, notes_on
 from bundle.dicom.elements import Unusable, text
 from bundle.dicom.geometry import Plane, Uneven, grid_affine, heights, plane, same_place
-from bundle.dicom.headers import NotDicom, Slice, read_whole
-from bundle.dicom.pixels import pixel_layout
-from bundle.dicom.series import Series, content_digest, rescale, series_key, stored_values
+from bundle.dicom.headers import NotDicom
+from bundle.dicom.hounsfield import rescale
+from bundle.dicom.layouts import pixel_layout
+from bundle.dicom.series import Series, content_digest, series_key, stored_values
 from bundle.dicom.slice_grid import SliceGrid, notes_on_grid, regular_grid
+from bundle.dicom.slices import Slice
 from bundle.dicom.sources import Sources
 from bundle.dicom.stacks import Placed, in_order, share_places, split_parts, split_passes
 
@@ -160,6 +162,7 @@ class _Group:
                 affine=affine,
                 shape=(layout.columns, layout.rows, len(stack) if grid is None else len(grid.origins)),
                 frames=tuple(p.image.frame for p in stack),
+                places=tuple(p.image.place for p in stack),
                 notes=(*notes, *uneven, *notes_on(stack[0].image.header, affine)),
                 grid=grid,
             )
@@ -201,8 +204,7 @@ class _Group:
         values = []
         for item in (a, b):
             try:
-                with self.sources.open(item.image.source) as stream:
-                    stored = stored_values(item.image, read_whole(stream))
+                stored = stored_values(item.image, self.sources)
             except (NotDicom, OSError) as error:
                 raise Unusable("file cannot be read any more") from error
             slope, intercept = rescale(item.image.header)

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from bundle.dicom.elements import Unusable, text
 from bundle.dicom.grouping import Damaged, Refusal, assemble
-from bundle.dicom.headers import NotDicom, Slice, read_slices
+from bundle.dicom.headers import NotDicom
+from bundle.dicom.layouts import FAMILY_OF, transfer_syntax
 from bundle.dicom.series import Series
 from bundle.dicom.slice_grid import check_gaps_option
+from bundle.dicom.slices import Slice, read_slices
 from bundle.dicom.sources import MEMBER_MARK, Sources, is_zip, walk
 from bundle.dicom.volume import Volume
+from bundle.dicom.workers import prepare
 from bundle.errors import BundleError
 
 __all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
@@ -46,10 +49,16 @@ class SeriesIndex:
 
 
 class _Scan:
-    """Headers of many sources, sorted into slices, damaged files and what is no DICOM."""
+    """Headers of many sources, sorted into slices, damaged files and what is no DICOM.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: of the input.
+        to_decode: how many frames will be decoded right after; workers for them start with the first one's header.
+    """
+
+    def __init__(self, root: Path, *, to_decode: int = 0) -> None:
         self.root = root
+        self.to_decode = to_decode
         self.slices: list[Slice] = []
         self.damaged: list[Damaged] = []
         self.refused: list[Refusal] = []
@@ -69,7 +78,7 @@ class _Scan:
                 if archives and is_zip(stream):
                     members = sources.members(source)
                 else:
-                    self.slices += read_slices(stream, source)
+                    self._add(read_slices(stream, source))
                     return
         except NotDicom:
             self.strangers.append(source)
@@ -87,6 +96,13 @@ class _Scan:
             return
         for member in members:
             self.read(member, sources, archives=False)
+
+    def _add(self, slices: list[Slice]) -> None:
+        self.slices += slices
+        family = FAMILY_OF.get(transfer_syntax(slices[0].header))
+        if self.to_decode and family is not None:
+            prepare(family, count=self.to_decode)
+            self.to_decode = 0
 
     def index(self, sources: Sources, *, gaps: str = "refuse") -> SeriesIndex:
         """Assemble what was read."""
@@ -149,14 +165,19 @@ def find_series(root: Path, *, progress: Callable[[int, int], None] | None = Non
     Raises:
         BundleError: when `root` is missing, empty, or holds no DICOM at all.
     """
+    return _find_series(Path(root), progress=progress, gaps=gaps)
+
+
+def _find_series(
+    root: Path, *, progress: Callable[[int, int], None] | None = None, gaps: str, decode: bool = False
+) -> SeriesIndex:
     check_gaps_option(gaps)
-    root = Path(root)
     if not root.exists():
         raise BundleError(f"input '{root.name}' does not exist", hint="name a folder of DICOM files")
     paths = list(walk(root))
     if not paths:
         raise BundleError(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
-    scan = _Scan(root if root.is_dir() else root.parent)
+    scan = _Scan(root if root.is_dir() else root.parent, to_decode=len(paths) if decode else 0)
     with Sources() as sources:
         for number, path in enumerate(paths, start=1):
             scan.read(path, sources)
@@ -181,7 +202,7 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> V
     if not listed:
         raise BundleError("no files to read a volume from")
     if len(listed) == 1 and MEMBER_MARK not in listed[0]:
-        index = find_series(Path(listed[0]), gaps=gaps)
+        index = _find_series(Path(listed[0]), gaps=gaps, decode=True)
     else:
         # A multi-frame object is listed once per frame.
         index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps))
@@ -200,7 +221,8 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> V
 def _index_of_files(paths: Iterable[str], *, gaps: str) -> SeriesIndex:
     """Index of explicitly named files: one that is no usable CT image is an error, not something beside."""
     listed = list(paths)
-    scan = _Scan(Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed])))
+    root = Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed]))
+    scan = _Scan(root, to_decode=len(listed))
     with Sources() as sources:
         for path in listed:
             before = len(scan.slices)

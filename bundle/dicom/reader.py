@@ -78,10 +78,10 @@ class SeriesReader(ImageReader):
         and for DICOM `volume`, the Volume itself (in a collated batch its series key).
         """
         if isinstance(img, Volume):
-            array = np.array(img.array, dtype=np.float32, order="C")
-            return array, {**_meta(img.affine_ras, array.shape, img.key), "volume": img}
+            array = img.hu(out=np.empty(img.shape, np.float32))
+            return array, {**meta_of(img.affine_ras, array.shape, img.key), "volume": img}
         array = np.array(img.image.dataobj, dtype=np.float32, order="C").reshape(img.image.shape[:3])
-        return array, _meta(img.image.affine, array.shape, img.key)
+        return array, meta_of(img.image.affine, array.shape, img.key)
 
 
 class LoadSeriesd(LoadImaged):
@@ -168,7 +168,8 @@ def _check_hu(values: np.ndarray, name: str) -> None:
         )
 
 
-def _meta(affine_ras: np.ndarray, shape: tuple[int, ...], key: str) -> dict[str, Any]:
+def meta_of(affine_ras: np.ndarray, shape: tuple[int, ...], key: str) -> dict[str, Any]:
+    """Meta data of an array in HU (`SeriesReader.get_data`)."""
     return {
         MetaKeys.AFFINE: np.array(affine_ras, dtype=np.float64),
         MetaKeys.ORIGINAL_AFFINE: np.array(affine_ras, dtype=np.float64),

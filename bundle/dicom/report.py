@@ -16,7 +16,7 @@ from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.geometry import tilt_degrees
 from bundle.dicom.grouping import Refusal
 from bundle.dicom.headers import read_header
-from bundle.dicom.pixels import transfer_syntax
+from bundle.dicom.layouts import transfer_syntax
 from bundle.dicom.series import Series
 from bundle.dicom.sources import MEMBER_MARK, Sources
 from bundle.dicom.uids import is_valid_uid
@@ -118,10 +118,11 @@ def sample_slices_hu(series: Series, *, count: int = 3) -> np.ndarray:
         paths=tuple(series.paths[k] for k in chosen),
         headers=tuple(series.headers[k] for k in chosen),
         frames=tuple(series.frames[k] for k in chosen),
+        places=tuple(series.places[k] for k in chosen),
         shape=(*series.shape[:2], len(chosen)),
         grid=None,
     )
-    return few.load().array
+    return few.load().hu()
 
 
 def shown(value: str) -> str:

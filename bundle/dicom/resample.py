@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from bundle.dicom.derived_header import decimal_string
 from bundle.dicom.elements import Unusable, decimals
 from bundle.dicom.encoding import step_out_of_padding
-from bundle.dicom.pixels import padding_range
+from bundle.dicom.layouts import padding_range
 from bundle.dicom.slice_grid import SliceGrid
 from bundle.dicom.volume import SliceOrigins, Volume
 
@@ -30,22 +30,16 @@ def resample(volume: Volume, grid: SliceGrid) -> Volume:
     """
     origins = grid.origins
     nearest = [origins.nearest(k) for k in range(len(origins))]
-    stored = np.stack([_stored(volume, origins, k) for k in range(len(origins))])  # (D, W, H)
-    limits = np.iinfo(volume.stored.dtype)
-    fits = limits.min <= stored.min() and stored.max() <= limits.max
-    stored = stored.astype(volume.stored.dtype if fits else np.int64)
-    slope, intercept = volume.slope[nearest], volume.intercept[nearest]
-    array = (stored * slope[:, None, None] + intercept[:, None, None]).astype(np.float32)
-    mask = None if volume.padding_mask is None else volume.padding_mask[:, :, nearest]
+    kind = volume.stored.dtype
+    stored = np.stack([_narrowed(_stored(volume, origins, k), kind) for k in range(len(origins))])  # (D, W, H)
     return replace(
         volume,
-        array=array.transpose(2, 1, 0),
+        stored=stored.transpose(2, 1, 0),
         affine=grid.affine,
         headers=tuple(_header(volume, grid, k) for k in range(len(origins))),
-        stored=stored.transpose(2, 1, 0),
-        slope=slope,
-        intercept=intercept,
-        padding_mask=mask,
+        slope=volume.slope[nearest],
+        intercept=volume.intercept[nearest],
+        padding=tuple(volume.padding[k] for k in nearest),
         origins=origins,
         true_headers=volume.headers,
     )
@@ -61,11 +55,17 @@ def _stored(volume: Volume, origins: SliceOrigins, k: int) -> np.ndarray:
     hu = [volume.stored[:, :, n].T * volume.slope[n] + volume.intercept[n] for n in (below, above)]
     between = (1 - weight) * hu[0] + weight * hu[1]
     values = np.rint((between - volume.intercept[near]) / volume.slope[near]).astype(np.int64)
-    if volume.padding_mask is None:
+    if not volume.is_padded:
         return values
-    padded = (volume.padding_mask[:, :, below] | volume.padding_mask[:, :, above]).T
+    padded = (volume.slice_padding(below) | volume.slice_padding(above)).T
     values = step_out_of_padding(values, padding_range(volume.headers[near]), where=~padded)
     return np.where(padded, own, values)
+
+
+def _narrowed(values: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """`values` in the volume's own type where that holds them; else as they are, and so is the whole result then."""
+    limits = np.iinfo(kind)
+    return values.astype(kind) if limits.min <= values.min() and values.max() <= limits.max else values
 
 
 def _header(volume: Volume, grid: SliceGrid, k: int) -> Dataset:

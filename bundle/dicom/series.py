@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import math
-import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,17 +10,21 @@ from pydicom.dataset import Dataset, FileDataset
 
 from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.geometry import grid_spacing_mm
-from bundle.dicom.headers import NotDicom, Slice, read_whole
-from bundle.dicom.pixels import Image, compressed_frames, decode, decode_all, is_native, padding_range, pixel_layout
+from bundle.dicom.headers import NotDicom, read_whole
+from bundle.dicom.hounsfield import MAX_EXACT_FLOAT32, hu_range, plain_pages, rescale
+from bundle.dicom.layouts import is_native, padding_range, pixel_layout
+from bundle.dicom.pixel_place import PixelPlace
+from bundle.dicom.pixels import Image, decode, decode_all, image_at, image_of
 from bundle.dicom.resample import resample
 from bundle.dicom.slice_grid import SliceGrid
-from bundle.dicom.sources import Sources
+from bundle.dicom.slices import Slice
+from bundle.dicom.sources import Sources, identity
+from bundle.dicom.streams import compressed_frames
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.files import digest
 
 KEY_DIGITS = 16
-MAX_EXACT_FLOAT32 = 1 << 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +39,7 @@ class Series:
         affine: (i, j, k, 1) -> LPS mm, float64 (4, 4).
         shape: (H, W, D): columns, rows and slices of the volume, in the order of the affine's axes.
         frames: frame number per slice in its object, None for single-frame objects.
+        places: where the pixel data lie in each slice's source, as the index saw it.
         notes: what a user should know although the series is usable.
         grid: for uneven slices, the regular grid (that of `affine` and `shape`) onto which `load` resamples them;
             `paths`, `headers` and `frames` are those of the slices that are really there.
@@ -48,6 +51,7 @@ class Series:
     affine: np.ndarray
     shape: tuple[int, int, int]
     frames: tuple[int | None, ...]
+    places: tuple[PixelPlace | None, ...]
     notes: tuple[str, ...] = field(default=())
     grid: SliceGrid | None = None
 
@@ -65,6 +69,11 @@ class Series:
             return load_volume(self)
         present = replace(self, shape=(*self.shape[:2], len(self.paths)), grid=None)
         return resample(load_volume(present), self.grid)
+
+    @property
+    def slices(self) -> Iterator[Slice]:
+        """The slices that are really there, in order."""
+        return map(Slice, self.paths, self.frames, self.headers, self.places)
 
     @property
     def patient_key(self) -> str:
@@ -108,24 +117,6 @@ class Series:
         return text(self.headers[0], "BodyPartExamined")
 
 
-def rescale(header: Dataset) -> tuple[float, float]:
-    """Rescale Slope and Intercept that make HU of stored values (PS3.3 C.11.1).
-
-    Raises:
-        Unusable: when they are missing, or the result would not be HU.
-    """
-    if "ModalityLUTSequence" in header:
-        raise Unusable("values go through a Modality LUT, not RescaleSlope and RescaleIntercept")
-    slope = decimals(header, "RescaleSlope", count=1)[0]
-    intercept = decimals(header, "RescaleIntercept", count=1)[0]
-    if slope == 0:
-        raise Unusable("RescaleSlope is 0")
-    kind = text(header, "RescaleType").upper()
-    if kind and kind != "HU" and not kind.startswith("HOUN"):
-        raise Unusable("RescaleType is not HU: the values are no Hounsfield units")
-    return slope, intercept
-
-
 def series_key(series_uid: str, contents: Sequence[str], *, label: str = "") -> str:
     """Key of a series: digest of its UID, else of the sorted digests of its files; `label` tells parts apart."""
     identity = digest(series_uid) if series_uid else digest(*sorted(set(contents)))
@@ -138,13 +129,13 @@ def content_digest(source: str, sources: Sources) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def stored_values(image: Slice, dataset: FileDataset) -> np.ndarray:
+def stored_values(image: Slice, sources: Sources) -> np.ndarray:
     """Stored values (rows, columns) of a slice, after a check that its file is still the one of the index.
 
     Raises:
-        Unusable: when it changed, or cannot be decoded.
+        NotDicom, OSError, Unusable: when it changed, or cannot be read or decoded.
     """
-    return decode(_checked_image(image, dataset, None))
+    return decode(next(_images([image], sources)))
 
 
 def load_volume(series: Series) -> Volume:
@@ -153,75 +144,61 @@ def load_volume(series: Series) -> Volume:
     scale = np.array([rescale(header) for header in series.headers])
     kinds = {pixel_layout(header).dtype for header in series.headers}
     kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int32 if max(k.itemsize for k in kinds) < 4 else np.int64)
-    stored = _room((depth, rows, columns), kind)  # slices contiguous, as they come
-    array = _room((depth, rows, columns), np.dtype(np.float32))
-    pads = any(padding_range(header) is not None for header in series.headers)
-    mask = np.empty(stored.shape, dtype=bool) if pads else None
-    for k, values in decode_all(_images(series), count=depth):
-        if isinstance(values, Unusable):
-            raise _slice_error(series, k, values) from values
-        stored[k] = values
-        _fill_hu(array[k], values, slope=scale[k, 0], intercept=scale[k, 1])
-        if kind.itemsize > 2 and np.abs(array[k]).max() > MAX_EXACT_FLOAT32:
-            raise _slice_error(series, k, Unusable("values are too large for exact HU (BitsAllocated 32)"))
-        if mask is not None:
-            mask[k] = _padding(stored[k], series.headers[k])
+    stored = plain_pages((depth, rows, columns), kind)  # slices contiguous, as they come
+    with Sources() as sources:
+        for k, problem in decode_all(_named(series, sources), stored):
+            if problem is None and kind.itemsize > 2:
+                ends = hu_range(stored[k], slope=scale[k, 0], intercept=scale[k, 1])
+                if max(map(abs, ends)) > MAX_EXACT_FLOAT32:
+                    problem = Unusable("values are too large for exact HU (BitsAllocated 32)")
+            if problem is not None:
+                raise _slice_error(series, k, problem) from problem
     return Volume(
-        array=array.transpose(2, 1, 0),
+        stored=stored.transpose(2, 1, 0),
         affine=series.affine,
         headers=series.headers,
-        stored=stored.transpose(2, 1, 0),
         slope=scale[:, 0].copy(),
         intercept=scale[:, 1].copy(),
         key=series.key,
-        padding_mask=None if mask is None else mask.transpose(2, 1, 0),
+        padding=tuple(_padding(header) for header in series.headers),
     )
 
 
-def _room(shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
-    """An array like np.empty's, without the huge pages numpy asks for: making them took longer than the decoding."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return np.empty(shape, dtype=dtype)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
-    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+def _named(series: Series, sources: Sources) -> Iterator[Image]:
+    """The slices in order, read but not decoded; raises BundleError naming the one that cannot be read."""
+    images = _images(series.slices, sources)
+    for k in range(len(series.paths)):
+        try:
+            image = next(images)
+        except (Unusable, NotDicom, OSError, ValueError) as error:
+            raise _slice_error(series, k, error) from error
+        yield image
 
 
-def _images(series: Series) -> Iterator[Image]:
-    """The slices in order, read but not decoded; a multi-frame object is read once."""
+def _images(slices: Iterable[Slice], sources: Sources) -> Iterator[Image]:
+    """Slices read but not decoded: straight from their place in an unchanged file, else by parsing the file anew."""
     source, dataset, frames = "", FileDataset("", {}), None
-    with Sources() as sources:
-        for k, item in enumerate(map(Slice, series.paths, series.frames, series.headers)):
-            try:
-                if source != item.source:
-                    with sources.open(item.source) as stream:
-                        # Parsing reads a few bytes a thousand times: twice as fast in memory.
-                        dataset = read_whole(stream if item.frame is not None else io.BytesIO(stream.read()))
+    for item in slices:
+        image = None
+        if source != item.source:
+            with sources.open(item.source) as stream:
+                if item.place is not None and item.place.identity == identity(stream):
+                    image = image_at(stream, item.header, item.place, frame=item.frame)
+                else:  # parsing reads a few bytes a thousand times: twice as fast in memory
+                    dataset = read_whole(stream if item.frame is not None else io.BytesIO(stream.read()))
                     source = item.source
                     frames = None if item.frame is None or is_native(dataset) else compressed_frames(dataset)
-                image = _checked_image(item, dataset, frames)
-            except (Unusable, NotDicom, OSError, ValueError) as error:
-                raise _slice_error(series, k, error) from error
-            yield image
+        yield _unchanged_image(item, dataset, frames) if image is None else image
 
 
-def _checked_image(item: Slice, dataset: FileDataset, frames: list[bytes] | None) -> Image:
-    if text(dataset, "SOPInstanceUID") != text(item.header, "SOPInstanceUID"):
+def _unchanged_image(item: Slice, dataset: FileDataset, frames: list[bytes] | None) -> Image:
+    """The image of a data set that was parsed anew, if it still says what counts as the index saw it."""
+    same = text(dataset, "SOPInstanceUID") == text(item.header, "SOPInstanceUID")
+    if same and item.frame is None:
+        same = rescale(dataset) == rescale(item.header)
+    if not same or pixel_layout(dataset) != pixel_layout(item.header):
         raise Unusable("file changed since it was indexed")
-    image = Image(dataset, frame=item.frame, frames=frames)
-    if image.layout != pixel_layout(item.header):
-        raise Unusable("file changed since it was indexed")
-    return image
-
-
-def _fill_hu(hu: np.ndarray, stored: np.ndarray, *, slope: float, intercept: float) -> None:
-    """Write HU (rows, columns), float32, of stored values: computed in float64, or in float32 where that is exact."""
-    whole = slope.is_integer() and intercept.is_integer()
-    if stored.itemsize == 2 and whole and abs(slope) * (1 << 16) + abs(intercept) < MAX_EXACT_FLOAT32:
-        np.multiply(stored, np.float32(slope), out=hu, dtype=np.float32)
-        hu += np.float32(intercept)
-    else:
-        hu[...] = stored * slope + intercept
+    return image_of(dataset, frame=item.frame, frames=frames)
 
 
 def _slice_error(series: Series, k: int, error: Exception) -> BundleError:
@@ -230,13 +207,13 @@ def _slice_error(series: Series, k: int, error: Exception) -> BundleError:
     return BundleError(f"series {series.key}: slice {k} ({name}): {reason}", hint="fetch the series again")
 
 
-def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Where a slice (rows, columns) is padded."""
+def _padding(header: Dataset) -> tuple[int, int] | None:
+    """Lowest and highest stored value of padding."""
     padding = padding_range(header)
     if padding is None:
-        return np.zeros(stored.shape, dtype=bool)
+        return None
     low, high = sorted((padding[0], padding[0] if padding[1] is None else padding[1]))
-    return (stored >= low) & (stored <= high)
+    return low, high
 
 
 def _number(header: Dataset, keyword: str) -> float | None:

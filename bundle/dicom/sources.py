@@ -38,6 +38,15 @@ class ClampedReader(io.BufferedReader):
         return super().read(size)
 
 
+def identity(stream: BinaryIO) -> tuple[int, ...] | None:
+    """What tells whether a file is still the same: device, inode, size, time of change; None for what is no file."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, AttributeError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class Sources:
     """Opens sources; keeps archives open while in use, none afterwards (so it never crosses a fork)."""
 

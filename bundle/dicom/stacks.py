@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bundle.dicom.elements import text
 from bundle.dicom.geometry import LIKELY_SAME_ORIENTATION, Plane, heights, same_orientation, same_place
-from bundle.dicom.headers import Slice
+from bundle.dicom.slices import Slice
 
 # Images of one place may be told apart by one of these, if it yields whole stacks of equal height.
 _PASS_FIELDS = (

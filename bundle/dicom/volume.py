@@ -1,13 +1,15 @@
-"""The one type a CT volume has: exact HU, geometry, the stored values and the headers they came from."""
+"""The one type a CT volume has: stored values, the HU they stand for, geometry, and the headers they came from."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from pydicom.dataset import Dataset
 
 from bundle.dicom.geometry import grid_spacing_mm
+from bundle.dicom.hounsfield import fill_hu, plain_pages
 
 # DICOM's patient axes are left-posterior-superior (PS3.3 C.7.6.2.1.1), NIfTI's and MONAI's right-anterior-superior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -49,44 +51,88 @@ class SliceOrigins:
 class Volume:
     """A CT series as arrays indexed [i, j, k]: i along a row of pixels, j down the column, k = slice.
 
+    What is held is the stored values, exactly; HU and the padding mask are made of them when asked for, anew each
+    time, so that a volume takes no more memory than its stored values.
+
     Immutable: the arrays cannot be written to and a copy is the volume itself, because MONAI deep-copies the
     meta data of every tensor at every transform.
 
     Attributes:
-        array: HU, float32, (H, W, D).
+        stored: stored values (PS3.3 C.7.6.3), integer, (H, W, D), slices contiguous.
         affine: (i, j, k, 1) -> LPS mm, float64, (4, 4); sheared for a tilted gantry, kept exactly.
         headers: one per slice in k order, without pixel data and private elements.
-        stored: stored values (PS3.3 C.7.6.3), integer, (H, W, D).
         slope: Rescale Slope per slice, float64, (D,).
         intercept: Rescale Intercept per slice, float64, (D,).
         key: the series key: 16 hex digits that identify the series without naming it.
-        padding_mask: bool, (H, W, D): where the scanner stored Pixel Padding Value; None without such an element.
+        padding: lowest and highest stored value that is Pixel Padding Value per slice, None for a slice without.
         origins: for a series that was resampled by true positions, where its slices come from; else None.
         true_headers: of the slices that `origins` numbers; () without.
     """
 
-    array: np.ndarray
+    stored: np.ndarray
     affine: np.ndarray
     headers: tuple[Dataset, ...]
-    stored: np.ndarray
     slope: np.ndarray
     intercept: np.ndarray
     key: str
-    padding_mask: np.ndarray | None = None
+    padding: tuple[tuple[int, int] | None, ...]
     origins: SliceOrigins | None = None
     true_headers: tuple[Dataset, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.array.dtype == np.float32 and self.array.ndim == 3, "array is float32 (H, W, D)"
-        assert self.stored.shape == self.array.shape, "stored and array have one shape"
-        assert self.origins is None or len(self.origins) == self.array.shape[2], "origins are per slice"
-        assert len(self.headers) == self.array.shape[2] == len(self.slope) == len(self.intercept), "one per slice"
-        for name in ("array", "affine", "stored", "slope", "intercept", "padding_mask"):
-            value = getattr(self, name)
-            if value is not None:
-                view = value.view()
-                view.flags.writeable = False
-                object.__setattr__(self, name, view)
+        assert self.stored.dtype.kind in "iu" and self.stored.ndim == 3, "stored is integer (H, W, D)"
+        assert self.origins is None or len(self.origins) == self.stored.shape[2], "origins are per slice"
+        per_slice = (self.headers, self.slope, self.intercept, self.padding)
+        assert all(len(values) == self.stored.shape[2] for values in per_slice), "one per slice"
+        for name in ("stored", "affine", "slope", "intercept"):
+            object.__setattr__(self, name, _read_only(getattr(self, name)))
+
+    def hu(self, dtype: DTypeLike = np.float32, *, out: np.ndarray | None = None) -> np.ndarray:
+        """HU (H, W, D) as a new array, slices contiguous as in `stored`; or written into `out`, of any layout.
+
+        Args:
+            dtype: of the new array: a float type, or an integer type that holds every HU exactly.
+            out: (H, W, D), takes the values; its own dtype counts.
+
+        Raises:
+            ValueError: when an integer type does not hold every HU exactly.
+        """
+        if out is None:
+            out = plain_pages(self.stored.shape[::-1], dtype).transpose(2, 1, 0)
+        for k in range(out.shape[2]):  # slice by slice, also where `out` is laid out otherwise: 4 times faster
+            fill_hu(out[:, :, k], self.stored[:, :, k], slope=float(self.slope[k]), intercept=float(self.intercept[k]))
+        return out
+
+    def slice_hu(self, k: int) -> np.ndarray:
+        """HU (H, W) of slice k, float32."""
+        stored = self.stored[:, :, k]
+        hu = np.empty_like(stored, dtype=np.float32)
+        fill_hu(hu, stored, slope=float(self.slope[k]), intercept=float(self.intercept[k]))
+        return hu
+
+    @property
+    def array(self) -> np.ndarray:
+        """`hu()`, float32; made at each call, and read-only, so that nobody believes to have changed the volume."""
+        return _read_only(self.hu())
+
+    def slice_padding(self, k: int) -> np.ndarray:
+        """Bool (H, W): where slice k holds Pixel Padding Value."""
+        stored, padding = self.stored[:, :, k], self.padding[k]
+        if padding is None:
+            return np.zeros_like(stored, dtype=bool)
+        return (stored >= padding[0]) & (stored <= padding[1])
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any slice names a Pixel Padding Value."""
+        return any(padding is not None for padding in self.padding)
+
+    @property
+    def padding_mask(self) -> np.ndarray | None:
+        """Bool (H, W, D), made at each call: where there is padding; None where no slice names a value."""
+        if not self.is_padded:
+            return None
+        return _read_only(np.stack([self.slice_padding(k).T for k in range(self.shape[2])]).transpose(2, 1, 0))
 
     def __copy__(self) -> "Volume":
         return self
@@ -101,7 +147,7 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, D): voxels along i, j and k."""
-        height, width, depth = self.array.shape
+        height, width, depth = self.stored.shape
         return height, width, depth
 
     @property
@@ -143,3 +189,9 @@ class Volume:
         """Whether every voxel axis lies along a patient axis, within 0.1 degrees."""
         directions = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
         return bool((np.abs(directions).max(axis=0) > np.cos(np.radians(0.1))).all())
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

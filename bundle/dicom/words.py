@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bundle.dicom.pixels import PixelLayout
+from bundle.dicom.layouts import PixelLayout
 from bundle.errors import BundleError
 
 WORDS = 1 << 16

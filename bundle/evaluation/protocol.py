@@ -1,55 +1,54 @@
-"""The comparison: every method restores the same degraded series, every metric has its range in its name."""
+"""The comparison: every method restores the same poor series, every metric has its range in its name."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.errors import BundleError, ExitCode
-from bundle.evaluation.tables import METRICS, Row, read_training_keys, write_tables
+from bundle.evaluation import pictures
+from bundle.evaluation.floor import floor_values
+from bundle.evaluation.measures import Target
+from bundle.evaluation.methods import Method, Problem, restricted
+from bundle.evaluation.ours import RESTORED, our_methods
+from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
+from bundle.evaluation.phantom import make_phantom
+from bundle.evaluation.problems import make_problem
+from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, read_training_keys, write_tables
 from bundle.files import require_writable
-from bundle.metrics.image import psnr, rmse_hu, ssim
-from bundle.metrics.masks import body_mask
 from bundle.networks.restorer import Restorer
 from bundle.restoration.evaluator import SeriesEvaluator
 from bundle.restoration.region import apply_difference
 from bundle.restoration.worklist import SeriesDataset
 
-LIMITS_HU = (-1000.0, 1000.0)
+logger = logging.getLogger(__name__)
 
-
-def measure(image_hu: np.ndarray, target_hu: np.ndarray, body: np.ndarray) -> dict[str, float]:
-    """Return METRICS of an image against its target, both HU (H, W, D).
-
-    Args:
-        image_hu: what a method made.
-        target_hu: the full-dose series.
-        body: mask (H, W, D) of the patient.
-    """
-    clipped, target = (np.clip(volume, *LIMITS_HU) for volume in (image_hu, target_hu))
-    data_range = LIMITS_HU[1] - LIMITS_HU[0]
-    values = {
-        "psnr_1000": psnr(clipped, target, data_range=data_range),
-        "ssim_1000": ssim(clipped, target, data_range=data_range),
-        "rmse_hu": rmse_hu(image_hu, target_hu),
-        "rmse_hu_body": rmse_hu(image_hu, target_hu, body) if body.any() else float("nan"),
-    }
-    assert list(values) == list(METRICS)
-    return values
+# Shown in the figures where they are in the table; the rest would make them unreadable.
+_PICTURED = ("input", "bm3d", "redcnn", RESTORED)
+_DEFINITIONS = {
+    "input": "the degraded series",
+    "floor": "what nobody can beat on average: sigma e / sqrt(sigma^2 + e^2), target's own and added noise",
+    "target": "the full-dose series itself",
+}
 
 
 class ComparisonEvaluator(SeriesEvaluator):
-    """Compares methods on degraded series and writes metrics.json, metrics.csv and a picture of each series.
+    """Compares methods on poor series and writes metrics.json, metrics.csv, slices.csv, plots and figures.
 
     Args:
-        dataset: items with 'image' (degraded) and 'label' (target), MetaTensors (1, H, W, D) HU.
+        dataset: items with 'image' (poor) and 'label' (target), MetaTensors (1, H, W, D) HU.
         folder: the output folder.
         header: what the tables say about degradation, weights and settings.
+        baselines: methods to compare with.
+        methods: names of the methods to run; None runs all.
         sampled_steps: further rows: one draw with so many steps.
+        averaged_samples: draws of 4 steps whose mean is a row; 0 for no such row.
+        phantom_dose: dose of the phantom's poor scan; None leaves the phantom out.
+        seed: of the phantom's noise.
         training_file: the training run's data.json, to say which series were trained on; may be missing.
         **others: as for SeriesEvaluator.
     """
@@ -60,17 +59,33 @@ class ComparisonEvaluator(SeriesEvaluator):
         *,
         folder: str | Path,
         header: Mapping[str, Any],
+        baselines: Sequence[Method] = (),
+        methods: Sequence[str] | None = None,
         sampled_steps: Sequence[int] = (),
+        averaged_samples: int = 0,
+        phantom_dose: float | None = None,
+        seed: int = 0,
         training_file: str | Path | None = None,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="evaluating", **others)
         self.folder = Path(folder)
         self.header = dict(header)
-        self.sampled_steps = list(sampled_steps)
+        ours = our_methods(
+            cast(Restorer, self.network),
+            self.inferer,
+            device=self.state.device,  # type: ignore[arg-type]
+            sampled_steps=sampled_steps,
+            averaged_samples=averaged_samples,
+        )
+        self.methods = restricted([*ours, *baselines], methods)
+        self.phantom_dose = phantom_dose
+        self.seed = seed
         self.trained_on = read_training_keys(training_file)
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.problems: dict[str, dict[str, str]] = {}
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Evaluate all series; write and print the tables.
@@ -82,49 +97,93 @@ class ComparisonEvaluator(SeriesEvaluator):
         super().run(global_epoch)
         if not self.rows:
             raise BundleError("no series could be evaluated: " + "; ".join(sorted(set(self.failed.values()))))
-        print(write_tables(self.folder, self.rows, header=self.header, failed=self.failed))
+        table = write_tables(
+            self.folder,
+            self.rows,
+            header=self.header,
+            failed=self.failed,
+            methods={**_DEFINITIONS, **{method.name: method.definition for method in self.methods}},
+            missing=self.missing,
+            problems=self.problems,
+            phantom=self._phantom(),
+        )
+        bars = {key: {r.method: r.values[KEY_METRIC] for r in self.rows if r.series == key} for key in self._keys()}
+        bars["mean"] = {row.method: row.values[KEY_METRIC] for row in mean_rows(self.rows)}
+        pictures.save_bars(self.folder / "rmse.png", bars, label="RMSE in the body, HU")
+        print(table)
         set_exit_code(ExitCode.PARTIAL if self.failed else ExitCode.DONE)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Evaluate one series."""
-        from bundle.evaluation.pictures import save_comparison
-
-        degraded, spacing_mm = self.image_on_device(data["image"])
-        target, _ = self.image_on_device(data["label"])
-        target_hu = _array(target)
-        body = body_mask(target_hu)
-        volumes: dict[str, np.ndarray] = {}
-        degraded_hu = _array(degraded)
-        for name, volume in self._methods(degraded, target, spacing_mm).items():
-            volumes[name] = _array(volume)
-            if name not in ("input", "autoencoder"):  # what is judged is what would be delivered
-                volumes[name] = apply_difference(degraded_hu, volumes[name] - degraded_hu, strength=1.0)
-            trained_on = self.trained_on.get(case.key, "not trained on")
-            self.rows.append(Row(case.key, name, trained_on, measure(volumes[name], target_hu, body)))
-        shown = {"input": volumes["input"], "restored": volumes["restored"], "target": target_hu}
-        save_comparison(self.folder / f"comparison_{case.key}.png", shown, title=f"series {case.key}")
+        problem = make_problem({"case": case, "data": data})
+        target = Target(problem.target_hu, spacing_mm=problem.spacing_mm)
+        volumes = {"input": problem.degraded_hu, "target": problem.target_hu}
+        for method in self.methods:
+            volume = self._restore(method, problem)
+            if volume is not None:
+                volumes[method.name] = volume
+        kinds = {method.name: method.kind for method in self.methods}
+        trained_on = self.trained_on.get(case.key, "not trained on")
+        rows = [
+            Row.of(
+                case.key,
+                name,
+                trained_on,
+                kinds.get(name, "reference"),
+                target.slice_values(volume),
+                target.series_values(volume, problem.degraded_hu),
+            )
+            for name, volume in volumes.items()
+        ]
+        floor = floor_values(problem, target, rows[0].slices)
+        rows.insert(1, Row.of(case.key, "floor", trained_on, "reference", floor, {}))
+        self.rows += rows
+        if target.problems:
+            self.problems[case.key] = target.problems
+        self._draw(case.key, volumes, target)
 
     def fail(self, case: Case, error: BundleError) -> None:
         """Count a series that could not be evaluated."""
         self.failed[case.key] = str(error)
 
-    def _methods(
-        self, degraded: torch.Tensor, target: torch.Tensor, spacing_mm: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        network = cast(Restorer, self.network)
-        results = {"input": degraded, "autoencoder": self.inferer.reconstruct(target, network)}
-        results["restored"] = self.inferer(degraded, network, spacing_mm=spacing_mm)
-        network.use_denoiser = False
+    def _restore(self, method: Method, problem: Problem) -> np.ndarray | None:
+        """What a method would deliver; None, and the reason kept, when it cannot."""
         try:
-            results["no_denoiser"] = self.inferer(degraded, network, spacing_mm=spacing_mm)
-        finally:
-            network.use_denoiser = True
-        for steps in self.sampled_steps:
-            sampler = self.inferer.with_steps(steps)
-            results[f"sample_{steps}_steps"] = sampler(degraded, network, spacing_mm=spacing_mm)
-        return results
+            volume = method.restore(problem)
+        except Exception as error:
+            # A baseline's package may fail in its own ways; ours may not.
+            if not isinstance(error, BundleError) and method.kind != "baseline":
+                raise
+            self.missing[method.name] = str(error) or type(error).__name__
+            logger.warning("method %s: %s", method.name, self.missing[method.name])
+            return None
+        if method.kind == "reference":
+            return volume
+        return apply_difference(problem.degraded_hu, volume - problem.degraded_hu, strength=1.0)
 
+    def _phantom(self) -> dict[str, Any]:
+        if self.phantom_dose is None:
+            return {}
+        phantom = make_phantom(dose=self.phantom_dose, seed=self.seed)
+        results = {
+            "target": phantom.measure(phantom.problem.target_hu),
+            "input": phantom.measure(phantom.problem.degraded_hu),
+        }
+        for method in self.methods:
+            volume = self._restore(method, phantom.problem)
+            if volume is not None:
+                results[method.name] = phantom.measure(volume)
+        return {"definitions": PHANTOM_METRICS, "dose": self.phantom_dose, "rows": results}
 
-def _array(volume: torch.Tensor) -> np.ndarray:
-    """(1, 1, H, W, D) as a float32 array (H, W, D)."""
-    return volume[0, 0].float().cpu().numpy()
+    def _draw(self, key: str, volumes: Mapping[str, np.ndarray], target: Target) -> None:
+        if RESTORED in volumes:
+            three = {name: volumes[name] for name in ("input", RESTORED, "target")}
+            pictures.save_comparison(self.folder / f"comparison_{key}.png", three, title=f"series {key}")
+        shown = {name: volumes[name] for name in _PICTURED if name in volumes}
+        pictures.save_methods(self.folder / f"figure_{key}.png", shown, target.hu, title=f"series {key}")
+        if target.squares:
+            spectra = {name: target.spectrum(volume) for name, volume in volumes.items() if name != "autoencoder"}
+            pictures.save_spectra(self.folder / f"noise_{key}.png", spectra, title=f"series {key}, soft tissue")
+
+    def _keys(self) -> list[str]:
+        return list(dict.fromkeys(row.series for row in self.rows))

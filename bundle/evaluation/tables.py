@@ -1,77 +1,172 @@
-"""The tables of an evaluation: metrics.json (schema versioned), metrics.csv, and one for the screen."""
+"""The tables of an evaluation: metrics.json (schema versioned), metrics.csv, slices.csv, and one for the screen."""
 
 import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bundle.evaluation.measures import METRICS, SLICE_METRICS
+from bundle.evaluation.methods import Kind
+from bundle.evaluation.ours import RESTORED
+from bundle.evaluation.significance import compare
 from bundle.files import whole_file, write_json
 
-SCHEMA = 1
-METRICS = {
-    "psnr_1000": "dB, HU clipped to [-1000, 1000], data range 2000 HU, all voxels of the series",
-    "ssim_1000": "HU clipped to [-1000, 1000], data range 2000 HU, 2D, gaussian window sigma 1.5, mean over slices",
-    "rmse_hu": "HU, all voxels, nothing clipped",
-    "rmse_hu_body": "HU, voxels inside the body, nothing clipped",
-}
-METHODS = {
-    "input": "the degraded series",
-    "autoencoder": "encode and decode of the target: what the latent can carry at best",
-    "restored": "ours",
-    "no_denoiser": "ours with the latent denoiser removed: must be clearly worse",
-}
+SCHEMA = 2
+KEY_METRIC = "rmse_hu_body"
+COMPARED = ("rmse_hu_body", "psnr_1000", "ssim_1000", "vif")
+LOWER_IS_BETTER = frozenset({"rmse_hu", "rmse_hu_body"})
 _COLUMNS = {"psnr_1000": "PSNR dB", "ssim_1000": "SSIM", "rmse_hu": "RMSE HU", "rmse_hu_body": "in body"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Metrics of one method on one series; `trained_on` says whether the weights have seen the patient."""
+    """Metrics of one method on one series.
+
+    Attributes:
+        series: its key.
+        method: name.
+        trained_on: whether the weights have seen the patient.
+        values: by metric; a slice metric's is the mean over slices.
+        slices: by slice metric, the values of the slices.
+        kind: of the method.
+    """
 
     series: str
     method: str
     trained_on: str
     values: Mapping[str, float]
+    slices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kind: Kind = "reference"
+
+    @classmethod
+    def of(
+        cls, series: str, method: str, trained_on: str, kind: Kind, slices: Mapping[str, np.ndarray], whole: Mapping
+    ) -> "Row":
+        """Make a row of slice values and series values; what was not measured is nan."""
+        means = {name: _mean(values) for name, values in slices.items()}
+        values = {name: float(means.get(name, whole.get(name, math.nan))) for name in METRICS}
+        return cls(series, method, trained_on, values, slices, kind)
 
 
-def write_tables(folder: Path, rows: Sequence[Row], *, header: Mapping[str, Any], failed: Mapping[str, str]) -> str:
-    """Write metrics.json and metrics.csv into `folder` and return the table for the screen (80 columns)."""
+def write_tables(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    header: Mapping[str, Any],
+    failed: Mapping[str, str],
+    methods: Mapping[str, str] | None = None,
+    missing: Mapping[str, str] | None = None,
+    problems: Mapping[str, Mapping[str, str]] | None = None,
+    phantom: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the tables into `folder` and return the one for the screen (80 columns).
+
+    Args:
+        folder: where they go.
+        rows: of all series and methods.
+        header: what the tables say about degradation, weights and settings.
+        failed: series that could not be evaluated, and why.
+        methods: what each method is.
+        missing: methods without a row, and why.
+        problems: by series, metrics that could not be measured, and why.
+        phantom: results on the phantom.
+    """
     means = mean_rows(rows)
     content = {
         "schema": SCHEMA,
         "definitions": METRICS,
-        "methods": {row.method: METHODS.get(row.method, "one draw") for row in means},
+        "methods": dict(methods or {}),
         **header,
-        "rows": [_plain(row) for row in rows],
-        "mean": [_plain(row) for row in means],
+        "rows": [{**_plain(row), "spread": _spread(row), "worst_slice": _worst(row)} for row in rows],
+        "mean": [{**_plain(row), "spread": _spread(row), "worst_slice": _worst(row)} for row in means],
+        "significance": significance(means),
+        "phantom": _finite(dict(phantom or {})),
+        "missing": dict(missing or {}),
+        "problems": {key: dict(found) for key, found in (problems or {}).items()},
         "failed": dict(failed),
     }
     write_json(folder / "metrics.json", content)
     with whole_file(folder / "metrics.csv") as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["series", "method", "trained_on", *METRICS])
-        writer.writerows([row.series, row.method, row.trained_on, *row.values.values()] for row in rows)
-    return screen_table(means, series=len({row.series for row in rows}))
+        writer.writerows([row.series, row.method, row.trained_on, *row.values.values()] for row in [*rows, *means])
+    with whole_file(folder / "slices.csv") as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["series", "method", "slice", *SLICE_METRICS])
+        for row in rows:
+            length = max((len(values) for values in row.slices.values()), default=0)
+            columns = [row.slices.get(name, np.full(length, np.nan)) for name in SLICE_METRICS]
+            numbered = enumerate(zip(*columns, strict=True))
+            writer.writerows([row.series, row.method, k, *values] for k, values in numbered)
+    return screen_table(means, series=len({row.series for row in rows}), missing=missing or {})
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:
-    """Mean over series of every method, in the order in which methods came."""
+    """Mean over series of every method, in the order in which methods came; slices are put one after the other."""
     means = []
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]
         values = {name: _mean([row.values[name] for row in own]) for name in METRICS}
-        means.append(Row("mean", method, ", ".join(sorted({row.trained_on for row in own})), values))
+        names = [name for name in SLICE_METRICS if all(name in row.slices for row in own)]
+        slices = {name: np.concatenate([row.slices[name] for row in own]) for name in names}
+        trained_on = ", ".join(sorted({row.trained_on for row in own}))
+        means.append(Row("mean", method, trained_on, values, slices, own[0].kind))
     return means
 
 
-def screen_table(means: Sequence[Row], *, series: int) -> str:
+def best_baseline(means: Sequence[Row], metric: str = KEY_METRIC) -> Row | None:
+    """Return the baseline that is best by a metric, the one to beat; None when there is no baseline."""
+    baselines = [row for row in means if row.kind == "baseline" and math.isfinite(row.values[metric])]
+    if not baselines:
+        return None
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    return min(baselines, key=lambda row: sign * row.values[metric])
+
+
+def significance(means: Sequence[Row]) -> list[dict[str, Any]]:
+    """Ours against every baseline and against its ablations, paired over all slices, for each of COMPARED."""
+    ours = next((row for row in means if row.method == RESTORED), None)
+    if ours is None:
+        return []
+    found = []
+    for metric in COMPARED:
+        best = best_baseline(means, metric)
+        for other in means:
+            lengths = [len(row.slices.get(metric, ())) for row in (ours, other)]
+            if other is ours or other.kind == "reference" or lengths[0] != lengths[1] or not lengths[0]:
+                continue
+            result = compare(ours.slices[metric], other.slices[metric], lower_is_better=metric in LOWER_IS_BETTER)
+            found.append(
+                {
+                    "metric": metric,
+                    "ours": ours.method,
+                    "against": other.method,
+                    "best_baseline": other is best,
+                    **_finite(vars(result)),
+                }
+            )
+    return found
+
+
+def screen_table(means: Sequence[Row], *, series: int, missing: Mapping[str, str] | None = None) -> str:
     """Return the means as text of at most 80 columns, with the ranges and whether the series were trained on."""
-    lines = [f"{'method':<16}" + "".join(f"{title:>11}" for title in _COLUMNS.values())]
+    lines = [f"{'method':<18}" + "".join(f"{title:>11}" for title in _COLUMNS.values())]
     for row in means:
         cells = [f"{row.values[name]:.4f}" if name == "ssim_1000" else f"{row.values[name]:.2f}" for name in _COLUMNS]
-        lines.append(f"{row.method:<16}" + "".join(f"{cell:>11}" for cell in cells))
+        lines.append(f"{row.method:<18}" + "".join(f"{_dash(cell):>11}" for cell in cells))
+    lines += [f"{name}: {reason}"[:80] for name, reason in (missing or {}).items()]
+    for result in significance(means):
+        if result["metric"] == KEY_METRIC and result["best_baseline"]:
+            p_value = "too few slices" if result["p_value"] is None else f"p {result['p_value']:.2g}"
+            lines.append(
+                f"{RESTORED} against {result['against']}: {result['mean_difference']:+.2f} HU in body over "
+                f"{result['pairs']} slices, {p_value}"
+            )
     lines.append(f"PSNR and SSIM on [-1000, 1000] HU, data range 2000 HU; mean of {series} series;")
     lines.append(f"these series: {means[0].trained_on}")
     return "\n".join(lines)
@@ -87,12 +182,44 @@ def read_training_keys(training_file: str | Path | None) -> dict[str, str]:
     return keys | {entry["series"]: "also trained on" for entry in content.get("train", [])}
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    finite = [float(value) for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else float("nan")
 
 
+def _spread(row: Row) -> dict[str, float | None]:
+    """Standard deviation over slices."""
+    deviations = {name: values[np.isfinite(values)] for name, values in row.slices.items()}
+    return _finite({name: float(np.std(values, ddof=1)) for name, values in deviations.items() if len(values) > 1})
+
+
+def _worst(row: Row) -> dict[str, float | None]:
+    """The worst slice's value."""
+    finite = {name: values[np.isfinite(values)] for name, values in row.slices.items()}
+    return {
+        name: float(values.max() if name in LOWER_IS_BETTER else values.min())
+        for name, values in finite.items()
+        if len(values)
+    }
+
+
 def _plain(row: Row) -> dict[str, Any]:
-    """JSON has no infinity (identical volumes) and no NaN (no body): both become null."""
-    values = {name: value if math.isfinite(value) else None for name, value in row.values.items()}
-    return {"series": row.series, "method": row.method, "trained_on": row.trained_on, **values}
+    """JSON has no infinity (identical volumes) and no NaN (nothing to measure): both become null."""
+    kept = {"series": row.series, "method": row.method, "kind": row.kind, "trained_on": row.trained_on}
+    return {**kept, **_finite(row.values)}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with null for infinity and NaN, also within."""
+    return {
+        name: _finite(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _dash(cell: str) -> str:
+    return "-" if cell in ("nan", "inf") else cell

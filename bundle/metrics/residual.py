@@ -6,6 +6,8 @@ from scipy import ndimage
 FINE_PIXELS = 1.0
 COARSE_PIXELS = 4.0
 NOISE_FACTOR = 5.0  # detail this far above the noise that is left in it is anatomy
+QUIET_SHARE = 0.1  # of the voxels: far from any edge, what is left there is noise
+_GAUSSIAN_QUANTILE = 0.12566134685507402  # that quantile of the absolute value of a standard normal
 
 
 def structure_in_residual(residual_hu: np.ndarray, target_hu: np.ndarray, mask: np.ndarray) -> float:
@@ -30,7 +32,7 @@ def structure_in_residual(residual_hu: np.ndarray, target_hu: np.ndarray, mask: 
         inside = mask[:, :, k]
         if not inside.any():
             continue
-        noise = np.median(np.abs(detail[inside])) / 0.6745
+        noise = np.quantile(np.abs(detail[inside]), QUIET_SHARE) / _GAUSSIAN_QUANTILE
         chosen = inside & (np.abs(detail) > NOISE_FACTOR * noise)
         products += float(np.sum(_band(residual_hu[:, :, k])[chosen] * detail[chosen], dtype=np.float64))
         squares += float(np.sum(detail[chosen] ** 2, dtype=np.float64))

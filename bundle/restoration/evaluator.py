@@ -1,26 +1,33 @@
 """MONAI's evaluator over series: load, restore, postprocess, and go on when one of them fails."""
 
+import contextlib
+import dataclasses
 import logging
 import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
+from monai.data import MetaTensor, ThreadDataLoader
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader
 
 from bundle.data.sources import Case
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import Refusal
+from bundle.dicom.volume import Volume
+from bundle.diffusion.bridge import BrownianBridge
 from bundle.errors import BundleError, InterruptedRun
 from bundle.networks.restorer import Restorer
 from bundle.progress import Progress
+from bundle.restoration.domain import judge, measure
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.outputs import RunOutput
+from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.worklist import SeriesDataset, failure_of, single
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         network: the Restorer.
         inferer: HU to HU.
         verb: what is being done, for the progress bar.
+        read_ahead: read the next series while one is worked on; two are in memory then.
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -48,11 +56,16 @@ class SeriesEvaluator(SupervisedEvaluator):
         network: Restorer,
         inferer: RestorationInferer,
         verb: str,
+        read_ahead: bool = False,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
+        loader: Any = DataLoader(dataset, batch_size=1, collate_fn=single)
+        if read_ahead:
+            source = cast(Any, dataset)  # MONAI's type is its own Dataset, its code takes torch's
+            loader = ThreadDataLoader(source, buffer_size=1, batch_size=1, collate_fn=single)
         super().__init__(
             device=torch.device(device),
-            val_data_loader=DataLoader(dataset, batch_size=1, collate_fn=single),
+            val_data_loader=loader,
             network=network.to(device).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
             inferer=inferer,
             val_handlers=val_handlers,
@@ -80,11 +93,10 @@ class SeriesEvaluator(SupervisedEvaluator):
         Raises:
             InterruptedRun: after the series in hand, when SIGTERM came.
         """
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self.stop_asked.set())
         self._progress = Progress(self.verb, total=len(self.data_loader), unit="volume")  # type: ignore[arg-type]
         try:
-            super().run(global_epoch)
+            with stops_between_series(self.stop_asked):
+                super().run(global_epoch)
         finally:
             self._progress.close()
 
@@ -105,6 +117,8 @@ class SeriesEvaluator(SupervisedEvaluator):
         else:
             self._attempt(case, batchdata)
         self._progress.update()
+        # The engine holds its last batch until it has the next one: two studies would be in memory.
+        cast(dict[str, Any], batchdata).clear()
         return {}
 
     def _attempt(self, case: Case, batchdata: Mapping[str, Any]) -> None:
@@ -120,14 +134,38 @@ class SeriesEvaluator(SupervisedEvaluator):
             logger.info("series %s: done", case.key)
 
 
+@contextlib.contextmanager
+def stops_between_series(stop_asked: threading.Event) -> Iterator[None]:
+    """Turn SIGTERM and the first Ctrl-C into a wish to stop after the series in hand; a second Ctrl-C stops at once."""
+
+    def ask(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            if stop_asked.is_set():
+                raise KeyboardInterrupt
+            print("stopping after this series; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        stop_asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class RestorationEvaluator(SeriesEvaluator):
     """Restores every series and writes what was derived from it.
 
     Args:
         dataset: the series.
-        postprocessing: from {'case', 'image', 'difference'} to the written series.
+        postprocessing: from {'case', 'image', 'difference', ...} to the written series.
         output: the run's output.
         refused: what the index would not use, for the summary.
+        card: what is known of the weights.
+        strict_domain: refuse series outside the weights' domain.
         **others: as for SeriesEvaluator.
     """
 
@@ -138,12 +176,17 @@ class RestorationEvaluator(SeriesEvaluator):
         postprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         output: RunOutput,
         refused: Sequence[Refusal] = (),
+        card: WeightsCard = NO_CARD,
+        strict_domain: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="restoring", **others)
         self.finish = postprocessing
         self.output = output
         self.refused = list(refused)
+        self.card = card
+        self.strict_domain = strict_domain
+        use_card(cast(Restorer, self.network), card)
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Restore all series and write the run's summary, also when interrupted."""
@@ -154,12 +197,40 @@ class RestorationEvaluator(SeriesEvaluator):
             self.output.write_summary(self.refused)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
-        """Restore one series and write it."""
+        """Restore one series and write it.
+
+        Raises:
+            BundleError: under `strict_domain`, when the series is outside the weights' domain.
+        """
         image = data["image"]
-        inputs, spacing_mm = self.image_on_device(image)
-        restored = self.inferer(inputs, cast(Restorer, self.network), spacing_mm=spacing_mm)
-        difference = MetaTensor((restored - inputs)[0].cpu(), meta=image.meta)
-        self.finish({"case": case, "image": image, "difference": difference})
+        source = image.meta["volume"]
+        domain = judge(measure(source, source.headers[0] if isinstance(source, Volume) else None), self.card.domain)
+        if not domain.inside:
+            reasons = "; ".join(domain.reasons)
+            if self.strict_domain:
+                raise BundleError(f"outside the weights' domain: {reasons}", hint="or set --strict_domain false")
+            logger.warning("series %s: outside the weights' domain: %s", case.key, reasons)
+        difference, deviation = self._restored(image, case.key)
+        finished = {"case": case, "image": image, "difference": MetaTensor(difference, meta=image.meta)}
+        if deviation is not None:
+            finished["deviation"] = MetaTensor(deviation, meta=image.meta)
+        self.finish({**finished, "domain": domain})
+
+    def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Difference and deviation, HU (1, H, W, D): half precision where they need no resampling."""
+        # Whole HU come as they are; on another grid they are resampled to float32, and the difference will be, too.
+        kind = torch.float32 if image.is_floating_point() else torch.float16
+        spacing_mm = torch.as_tensor(grid_spacing_mm(np.asarray(image.affine)), dtype=torch.float32)
+        difference = torch.zeros(image.shape, dtype=kind)
+        deviation = torch.zeros(image.shape, dtype=kind) if self.inferer.num_samples > 1 else None
+        volume = image.as_tensor()[0]
+        with Progress(f"series {key}", total=volume.shape[-1], unit="slice") as progress:
+            for piece in self.inferer.pieces(volume, cast(Restorer, self.network), spacing_mm=spacing_mm):
+                difference[0, ..., piece.slices] = piece.difference.to(kind)
+                if deviation is not None and piece.deviation is not None:
+                    deviation[0, ..., piece.slices] = piece.deviation.to(kind)
+                progress.update(piece.difference.shape[-1])
+        return difference, deviation
 
     def skip(self, case: Case) -> None:
         """Count a series that is finished already."""
@@ -168,3 +239,19 @@ class RestorationEvaluator(SeriesEvaluator):
     def fail(self, case: Case, error: BundleError) -> None:
         """Count a series that could not be restored."""
         self.output.fail(case, error)
+
+
+def use_card(network: Restorer, card: WeightsCard) -> None:
+    """Tell the sampler what one step of these weights leaves unknown.
+
+    Raises:
+        BundleError: when the weights were trained under another process.
+    """
+    bridge = isinstance(network.process, BrownianBridge)
+    if card.sampler and (card.sampler == "bridge") != bridge:
+        raise BundleError(
+            f"these weights were trained under sampler '{card.sampler}' and mean nothing under another process",
+            hint="leave sampler out",
+        )
+    if isinstance(network.process, BrownianBridge) and card.residual_std:
+        network.process = dataclasses.replace(network.process, residual_std=card.residual_std)

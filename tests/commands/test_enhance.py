@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from bundle.commands import enhance as module
@@ -10,7 +12,7 @@ from bundle.errors import BundleError
 def started(monkeypatch):
     """The command lines that would be run."""
     lines = []
-    monkeypatch.setattr(module, "run_workflow", lambda line: lines.append(line) or 3)
+    monkeypatch.setattr(module, "run_workflow", lambda line, **_: lines.append(line) or 3)
     return lines
 
 
@@ -38,3 +40,20 @@ def test_wrong_arguments(arguments, started):
     with pytest.raises(BundleError):
         enhance(arguments)
     assert started == []
+
+
+def test_switches_are_no_keys_of_the_config(started, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "set_quiet", lambda quiet: started.append(quiet))
+    summary = {"settings": {}, "weights_sha256": "w", "software_version": "0", "failed": {"b": "why"}}
+    summary["series"] = {"a": {"status": "done", "source": ["/SECRET/1.dcm"], "uid_mapping": {"1.2": "3.4"}}}
+    summary["refused"] = [{"key": "c", "reason": "no CT", "where": "SECRET"}]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert enhance(["in", str(tmp_path), "--quiet", "--json"]) == 3
+    assert started[0] is True and not {"quiet", "json", "dry_run"} & set(started[1].options)
+    told = capsys.readouterr().out
+    assert json.loads(told)["series"] == {"a": {"status": "done"}} and "SECRET" not in told and "1.2" not in told
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path):
+    with pytest.raises(BundleError, match="unknown option --stepps"):
+        enhance([str(tmp_path), "out", "--stepps", "4", "--dry_run"])

@@ -3,8 +3,9 @@ import pytest
 from training_fixtures import prepare
 
 from bundle.data.averaging import SlabSampling, average
-from bundle.data.patches import DoseSampling, PatchDataset
+from bundle.data.patches import PatchDataset
 from bundle.data.splits import Part
+from bundle.degrade.composition import DegradationSampling
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +35,12 @@ def test_draws_stay_within_the_series_and_the_thickest_slab():
     assert {never.draw(np.random.default_rng(s), spacing_mm=1.0, slices=99, wanted=2) for s in range(50)} == {1}
 
 
-def test_own_level_is_measured_and_one_for_single_slices(case):
-    sampling = SlabSampling(probability=1.0)
-    assert sampling.own_level(case, 1) == 1.0
-    levels = [sampling.own_level(case, slices) for slices in (1, 2, 4)]
-    assert levels[0] > levels[1] > levels[2] > 0.4  # the phantom's noise is independent: near 1 / sqrt(n)
-    assert levels[2] == pytest.approx(0.5, rel=0.15)
-
-
 def test_patches_of_slabs_are_means_of_slices_with_their_noise_and_spacing(case):
     settings = {"patch_size": 16, "num_slices": 2, "length": 30, "seed": 1, "augment": False}
     data = PatchDataset(
         [Part.whole(case)],
         **settings,
-        degradation=DoseSampling(clean_fraction=1.0),
+        degradation=DegradationSampling(clean_fraction=1.0),
         slabs=SlabSampling(probability=1.0, most=3, most_mm=100.0),
     )
     seen = set()

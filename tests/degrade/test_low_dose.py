@@ -54,6 +54,34 @@ def test_noise_at_the_centre_of_a_water_cylinder_is_the_predicted_one(cutoff):
     assert electronic == pytest.approx(predicted_std_hu((sigma * inverse_counts) ** 2, **options), rel=0.1)
 
 
+@pytest.mark.parametrize("bowtie_mm", [None, 90.0, 130.0])
+def test_noise_near_the_edge_of_a_water_cylinder_is_the_predicted_one(bowtie_mm):
+    """At a place r from the centre, a view at angle t meets the ray at s = r cos(t); variances add up over views."""
+    radius_mm, place_mm, photons = 90.0, 70.0, 1e5
+    images = draw(ellipse(radius_mm, radius_mm), 40, photons=photons, electronic_noise=0.0, bowtie_radius_mm=bowtie_mm)
+    s = place_mm * np.cos(np.linspace(0, np.pi, 1000))
+    water = 2 * np.sqrt(radius_mm**2 - s**2)
+    bowtie = 0 if bowtie_mm is None else 2 * bowtie_mm - 2 * np.sqrt(bowtie_mm**2 - s**2)
+    variance = np.mean(np.exp((water + bowtie) * WATER_MU_PER_MM)) / photons
+    rows, columns = np.indices((SIZE, SIZE)) * 2.0 - (SIZE - 1)
+    ring = np.abs(np.hypot(rows, columns) - place_mm) < 3
+    measured = np.sqrt(np.mean(images[:, 0][:, ring] ** 2))
+    assert measured == pytest.approx(predicted_std_hu(variance, bin_mm=2.0, views=360, cutoff=0.0), rel=0.1)
+
+
+def test_a_bowtie_of_the_cylinders_size_makes_its_noise_even():
+    def edge_to_centre(**settings):
+        images = draw(ellipse(90, 90), 30, electronic_noise=0.0, **settings)[:, 0]
+        rows, columns = np.indices((SIZE, SIZE)) * 2.0 - (SIZE - 1)
+        ring = np.abs(np.hypot(rows, columns) - 80) < 3
+        return images[:, ring].std() / centre(images).std()
+
+    s = 80 * np.cos(np.linspace(0, np.pi, 1000))
+    rays = np.exp((2 * np.sqrt(90**2 - s**2) - 2 * 90) * WATER_MU_PER_MM)  # variance relative to the middle ray's
+    assert edge_to_centre() == pytest.approx(np.sqrt(rays.mean()), rel=0.1)
+    assert edge_to_centre(bowtie_radius_mm=90.0) == pytest.approx(1.0, abs=0.1)
+
+
 def test_noise_has_no_bias():
     images = centre(draw(ellipse(90, 90), 20))
     assert abs(images[:, 0].mean()) < 0.05 * images[:, 0].std()
@@ -98,7 +126,7 @@ def test_full_dose_is_the_identity():
     assert not np.shares_memory(result, volume)
 
 
-@pytest.mark.parametrize("dose", [0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("dose", [0, -0.5, 1.5, float("nan"), np.array([0.0])])
 def test_an_impossible_dose_is_refused(dose):
     volume = np.zeros((4, 4, 1), np.float32)
     with pytest.raises(ValueError, match="dose must be"):
@@ -154,7 +182,14 @@ def test_exposure_follows_density_unless_given():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"photons_per_ray": 0}, {"electronic_noise": -1}, {"views": 2}, {"hann_cutoff_per_mm": -1}]
+    "wrong",
+    [
+        {"photons_per_ray": 0},
+        {"electronic_noise": -1},
+        {"views": 2},
+        {"hann_cutoff_per_mm": -1},
+        {"bowtie_radius_mm": 0},
+    ],
 )
 def test_an_impossible_scanner_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

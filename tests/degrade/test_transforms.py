@@ -6,8 +6,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
+from bundle.degrade.composition import DegradationSampling, apply_steps
 from bundle.degrade.low_dose import Scanner, apply_dose, unit_noise_volume
-from bundle.degrade.transforms import LowDosed, UnitNoised, sample_dose, series_seed
+from bundle.degrade.transforms import Degraded, LowDosed, UnitNoised, series_seed
 
 SCANNER = Scanner(views=40, photons_per_ray=1e5)
 
@@ -15,6 +16,7 @@ SCANNER = Scanner(views=40, photons_per_ray=1e5)
 def series(value: float = 0.0) -> dict:
     volume = torch.full((1, 24, 32, 3), -1000.0)
     volume[:, 6:18, 8:24] = value
+    volume[:, 8:10, 10:12] += torch.tensor([0.0, -30.0, -90.0])
     affine = torch.diag(torch.tensor([-2.0, -3.0, 5.0, 1.0], dtype=torch.float64))
     return {"image": MetaTensor(volume, affine=affine, meta={"series": "a"}), "other": 1}
 
@@ -67,21 +69,38 @@ def test_misuse_is_named():
         UnitNoised()({"image": torch.zeros(1, 2, 3, 4)})
 
 
-def test_doses_are_log_uniform_with_clean_ones():
-    rng = np.random.default_rng(0)
-    doses = np.array([sample_dose(rng, 0.1, 0.9, 0.2) for _ in range(4000)])
-    clean = doses == 1
-    assert clean.mean() == pytest.approx(0.2, abs=0.03)
-    assert doses[~clean].min() >= 0.1
-    assert doses[~clean].max() <= 0.9
-    assert np.log(doses[~clean]).mean() == pytest.approx(np.log(0.1 * 0.9) / 2, abs=0.04)
-    assert sample_dose(np.random.default_rng(1), 0.1, 0.9, 0.2) == sample_dose(np.random.default_rng(1), 0.1, 0.9, 0.2)
+def test_what_was_done_is_recorded():
+    data = Compose([UnitNoised(scanner=SCANNER), LowDosed(dose=0.25)])(series())
+    assert data["image"].meta["degradation"][0]["dose"] == 0.25
+    thicker = Degraded(sampling=DegradationSampling(degradation="thick_slices", clean_fraction=0.0))(data)
+    assert [step["kind"] for step in thicker["image"].meta["degradation"]] == ["low_dose", "thick_slices"]
 
 
-@pytest.mark.parametrize("limits", [(0, 0.5, 0), (0.5, 0.1, 0), (0.5, 1.1, 0), (0.1, 0.5, 2)])
-def test_impossible_dose_ranges_are_refused(limits):
-    with pytest.raises(ValueError, match=r"dose range|clean_fraction"):
-        sample_dose(np.random.default_rng(0), *limits)
+@pytest.mark.parametrize("kinds", [["low_dose"], ["thick_slices"], ["kernel", "thick_slices", "low_dose"]])
+def test_degraded_is_its_recorded_steps_and_replays(kinds):
+    sampling = DegradationSampling(
+        degradation=kinds, dose_range=(0.2, 0.2), clean_fraction=0.0, slice_thickness_mm=[12.0]
+    )
+    transform = Degraded(sampling=sampling, seed=3, scanner=SCANNER)
+    first, again = transform(series()), transform(series())
+    assert torch.equal(first["image"], again["image"]) and not torch.equal(first["image"], series()["image"])
+    assert set(first) == {"image", "other"} and torch.equal(first["image"].affine, series()["image"].affine)
+    noised = UnitNoised(seed=3, scanner=SCANNER)(series())
+    noises = tuple(np.asarray(noised[key])[0] for key in ("quantum", "electronic"))
+    expected = apply_steps(
+        np.asarray(series()["image"])[0],
+        transform.draw(series()["image"]),
+        spacing_mm=(2, 3, 5),
+        noise=lambda _: noises,
+    )
+    assert np.array_equal(first["image"][0].numpy(), expected)
+
+
+def test_slices_of_a_tilted_gantry_are_measured_along_their_normal():
+    image = series()["image"]
+    image.affine[1, 2] = 4.0  # slices step aside
+    sampling = DegradationSampling(degradation="thick_slices", clean_fraction=0.0, slice_thickness_mm=[5.0])
+    assert torch.equal(Degraded(sampling=sampling)({"image": image})["image"], image)
 
 
 def _noise_sum(_: int) -> float:

@@ -10,7 +10,6 @@ from phantom_series import write_phantom_series
 from pydicom import uid
 
 from bundle.dicom.index import find_series, read_volume
-from bundle.dicom.pixels import PixelLayout, _values
 from bundle.errors import BundleError
 
 SYNTAXES = [
@@ -70,19 +69,6 @@ def test_pixels_that_change_their_layout_behind_the_index_are_refused(tmp_path):
     dataset.save_as(series.paths[2])
     with pytest.raises(BundleError, match=r"slice 2 .* changed since"):
         series.load()
-
-
-@given(st.integers(9, 16), st.booleans(), st.data())
-@settings(max_examples=60, deadline=None)
-def test_bits_that_are_not_stored_never_matter(stored, signed, data):
-    high = data.draw(st.integers(stored - 1, 15))
-    low = -(1 << (stored - 1)) if signed else 0
-    values = np.array(data.draw(st.lists(st.integers(low, low + (1 << stored) - 1), min_size=4, max_size=4)))
-    garbage = np.array(data.draw(st.lists(st.integers(0, 65535), min_size=4, max_size=4)))
-    mask = ((1 << stored) - 1) << (high + 1 - stored)
-    words = ((values << (high + 1 - stored)) & mask) | (garbage & ~mask & 0xFFFF)
-    layout = PixelLayout(2, 2, 16, stored, high, signed)
-    np.testing.assert_array_equal(_values(words.astype(np.uint16).reshape(2, 2), layout).ravel(), values)
 
 
 def test_monochrome1_inverts_the_display_not_the_hu(tmp_path):

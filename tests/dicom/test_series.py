@@ -1,39 +1,15 @@
+import os
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
-from pydicom.dataset import Dataset
 
-from bundle.dicom.elements import Unusable
+from bundle.dicom import series as module
 from bundle.dicom.index import find_series
-from bundle.dicom.series import rescale, series_key
+from bundle.dicom.series import series_key
 from bundle.errors import BundleError
-
-
-def header(**values):
-    made = Dataset()
-    for keyword, value in values.items():
-        setattr(made, keyword, value)
-    return made
-
-
-def test_rescale():
-    assert rescale(header(RescaleSlope="2", RescaleIntercept="-1024")) == (2, -1024)
-    assert rescale(header(RescaleSlope="1", RescaleIntercept="0", RescaleType="Houndsfield Unit")) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({}, "RescaleSlope"),
-        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "is 0"),
-        ({"RescaleSlope": "1"}, "RescaleIntercept"),
-        ({"RescaleSlope": "1", "RescaleIntercept": "0", "RescaleType": "US"}, "RescaleType"),
-        ({"RescaleSlope": "1", "RescaleIntercept": "0", "ModalityLUTSequence": [Dataset()]}, "Modality LUT"),
-    ],
-)
-def test_rescale_refuses_what_is_not_hu(values, words):
-    with pytest.raises(Unusable, match=words):
-        rescale(header(**values))
 
 
 def test_keys():
@@ -72,3 +48,40 @@ def test_a_series_shows_no_identifier(tmp_path):
     series = find_series(tmp_path / "DOE").series[0]
     assert series.key in repr(series)
     assert "SECRET" not in repr(series) and "DOE" not in repr(series) and "2.25." not in repr(series)
+
+
+def test_an_unchanged_file_is_not_parsed_again_and_a_copied_one_is(tmp_path, monkeypatch):
+    hu = write_phantom_series(tmp_path, slices=4)
+    series = find_series(tmp_path).series[0]
+    parsed = []
+    real = module.read_whole
+    monkeypatch.setattr(module, "read_whole", lambda stream: parsed.append(1) or real(stream))
+    np.testing.assert_array_equal(series.load().array, hu)
+    assert parsed == []
+    os.utime(series.paths[1], ns=(1, 1))
+    np.testing.assert_array_equal(series.load().array, hu)
+    assert parsed == [1]
+
+
+@pytest.mark.parametrize("change", [{"RescaleIntercept": "-1000"}, {"SOPInstanceUID": "1.2.3"}, {"BitsStored": 12}])
+def test_a_file_that_changed_behind_the_index_is_refused(tmp_path, change):
+    write_phantom_series(tmp_path, slices=3)
+    series = find_series(tmp_path).series[0]
+    dataset = pydicom.dcmread(series.paths[1])
+    for keyword, value in change.items():
+        setattr(dataset, keyword, value)
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.save_as(series.paths[1])
+    with pytest.raises(BundleError, match=r"slice 1 .* changed since"):
+        series.load()
+
+
+def test_what_was_cut_behind_the_index_is_refused(tmp_path):
+    write_phantom_series(tmp_path, slices=3)
+    series = find_series(tmp_path).series[0]
+    path = Path(series.paths[2])
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-2000])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BundleError, match=r"slice 2 .* truncated"):
+        series.load()

@@ -2,7 +2,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from bundle.dicom.geometry import Plane
-from bundle.dicom.headers import Slice
+from bundle.dicom.slices import Slice
 from bundle.dicom.stacks import Placed, in_order, share_places, split_parts, split_passes
 
 

@@ -20,6 +20,7 @@ def test_copies_are_the_volume_itself(volume):
 
 
 def test_arrays_cannot_be_written_to(volume):
+    assert volume.padding_mask is None and not volume.is_padded
     for array in (volume.array, volume.stored, volume.affine, volume.slope, volume.intercept):
         with pytest.raises(ValueError):
             array[...] = 0
@@ -41,6 +42,35 @@ def test_geometry(volume):
 
 def test_stored_values_and_rescale_give_the_hu(volume):
     np.testing.assert_array_equal(volume.stored * volume.slope + volume.intercept, volume.array)
+
+
+@pytest.mark.parametrize("kind", ["i2", "i4", "f4", "f8"])
+def test_hu_come_in_the_type_that_is_asked_for_and_are_new_each_time(volume, kind):
+    hu = volume.hu(kind)
+    assert hu.dtype == kind and hu.shape == volume.shape
+    np.testing.assert_array_equal(hu, volume.stored * volume.slope + volume.intercept)
+    hu[...] = 0
+    assert volume.hu(kind).any()
+    rows_last = np.empty(volume.shape, kind)
+    assert volume.hu(out=rows_last) is rows_last
+    np.testing.assert_array_equal(rows_last, volume.array)
+    for k in range(volume.shape[2]):
+        np.testing.assert_array_equal(volume.slice_hu(k), volume.array[:, :, k])
+
+
+def test_a_type_that_would_change_hu_is_refused(volume):
+    with pytest.raises(ValueError, match="uint16 does not hold"):
+        volume.hu(np.uint16)
+
+
+def test_a_volume_holds_no_more_than_its_stored_values(tmp_path):
+    write_phantom_series(tmp_path, PixelPaddingValue=24)
+    volume = read_volume(str(tmp_path))
+    held = [value for value in vars(volume).values() if isinstance(value, np.ndarray) and value.size > 1000]
+    assert [array.dtype for array in held] == [np.int16] and volume.is_padded
+    mask = np.stack([volume.slice_padding(k) for k in range(volume.shape[2])], axis=2)
+    np.testing.assert_array_equal(mask, volume.padding_mask)
+    np.testing.assert_array_equal(mask, volume.stored == 24)
 
 
 def test_its_text_names_no_one(volume):

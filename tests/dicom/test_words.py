@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.dicom.pixels import PixelLayout
+from bundle.dicom.layouts import PixelLayout
 from bundle.dicom.words import WORDS, common_fits, own_fit
 from bundle.errors import BundleError
 

@@ -13,10 +13,11 @@ import pytest
 from compressed_series import write_compressed_series
 from pydicom import uid
 
-from bundle.dicom import codecs, workers
+from bundle.dicom import codecs, index, workers
 from bundle.dicom.index import find_series, read_volume
 from bundle.dicom.pixels import Image
 from bundle.dicom.series import _images
+from bundle.dicom.sources import Sources
 from bundle.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,8 @@ def _own_workers():
 
 
 def jobs_of(folder: Path) -> list[workers.Job]:
-    images: list[Image] = list(_images(find_series(folder).series[0]))
+    with Sources() as sources:
+        images: list[Image] = list(_images(find_series(folder).series[0].slices, sources))
     return [image.job(index) for index, image in enumerate(images)]
 
 
@@ -38,8 +40,8 @@ def misbehave(monkeypatch, what: str) -> None:
     """Make decoders of workers run `what` in place of decoding."""
     real = codecs.command
 
-    def command(channel: int, memory: int) -> list[str]:
-        *start, code = real(channel, memory)
+    def command(channel: int, memory: int, family: str) -> list[str]:
+        *start, code = real(channel, memory, family)
         broken = f"import os, time; from bundle.dicom import codecs; codecs.decompress = lambda stream, codec: {what}; "
         before, serve = code.split("from bundle", 1)
         return [*start, f"{before}{broken}from bundle{serve}"]
@@ -52,10 +54,10 @@ def test_words_are_those_of_the_decoder_itself_and_workers_are_used_again(tmp_pa
     jobs = jobs_of(tmp_path)
     words = {outcome.job.index: bytes(outcome.words) for outcome in workers.run(jobs, count=len(jobs))}
     assert words == {job.index: bytes(codecs.decompress(job.stream, job.codec)) for job in jobs}
-    first = set(workers._alive)
+    first = set(workers.alive)
     assert len(first) == min(workers.worker_count(), 3) and set(workers._idle) == first
     list(workers.run(jobs, count=len(jobs)))
-    assert set(workers._alive) == first
+    assert set(workers.alive) == first
 
 
 def test_frames_may_grow(tmp_path):
@@ -122,7 +124,7 @@ def test_a_forked_child_has_workers_of_its_own(tmp_path):
     read_volume(str(tmp_path))
     child = os.fork()
     if child == 0:
-        fresh = not workers._idle and not workers._alive
+        fresh = not workers._idle and not workers.alive
         right = np.array_equal(read_volume(str(tmp_path)).array, hu)
         workers.close_all()
         os._exit(0 if fresh and right else 1)
@@ -134,13 +136,13 @@ def test_daemonic_processes_have_one_worker(tmp_path, monkeypatch):
     monkeypatch.setitem(workers.multiprocessing.current_process()._config, "daemon", True)
     hu = write_compressed_series(tmp_path, uid.JPEGLSLossless, slices=20)
     np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
-    assert len(workers._alive) == 1
+    assert len(workers.alive) == 1
 
 
 def test_without_processes_frames_are_decoded_here_with_one_word(tmp_path, monkeypatch, caplog):
     hu = write_compressed_series(tmp_path, uid.JPEGLSLossless, slices=3)
 
-    def refuse(self: workers.Worker) -> None:
+    def refuse(self: workers.Worker, family: str) -> None:
         raise OSError("no processes here")
 
     monkeypatch.setattr(workers.Worker, "__init__", refuse)
@@ -178,5 +180,17 @@ def test_closed_early_leaves_usable_workers(tmp_path):
     outcomes = workers.run(jobs, count=len(jobs))
     next(outcomes)
     outcomes.close()
-    assert all(worker.job is None for worker in workers._alive)
+    assert all(worker.job is None for worker in workers.alive)
     assert len(list(workers.run(jobs, count=len(jobs)))) == len(jobs)
+
+
+def test_workers_start_while_headers_are_read(tmp_path, monkeypatch):
+    hu = write_compressed_series(tmp_path, uid.JPEGLSLossless, slices=12)
+    ready = []
+    real = index.read_slices
+    monkeypatch.setattr(index, "read_slices", lambda *arguments: ready.append(len(workers.alive)) or real(*arguments))
+    np.testing.assert_array_equal(read_volume(str(tmp_path)).array, hu)
+    assert ready == [0] + [min(workers.worker_count(), 2)] * 11
+    workers.close_all()
+    find_series(tmp_path)
+    assert not workers.alive

@@ -8,8 +8,10 @@ from phantom_series import phantom_hu, write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.errors import BundleError, find_bundle_error
-from bundle.evaluation.protocol import measure
-from bundle.evaluation.tables import METRICS
+from bundle.evaluation.measures import METRICS
+from bundle.evaluation.tuning import FILE
+
+FAST = {"classical": ["gaussian", "tv3d"], "phantom": False}
 
 
 @pytest.fixture(scope="module")
@@ -18,44 +20,92 @@ def weights(tmp_path_factory):
 
 
 def run(dataset_dir, out, weights, **options):
+    options = {**FAST, **options}
     run_tiny("evaluate.yaml", "evaluation", dataset_dir=dataset_dir, output_dir=out, weights=weights, **options)
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_measures_of_known_errors():
-    target = np.clip(phantom_hu(), -1000, 1000)
-    body = target > -500
-    same = measure(target, target, body)
-    assert same["psnr_1000"] == np.inf and same["ssim_1000"] == pytest.approx(1.0) and same["rmse_hu"] == 0
-    shifted = measure(target + 20, target, body)
-    assert shifted["rmse_hu"] == pytest.approx(20, abs=1e-3)
-    assert shifted["rmse_hu_body"] == pytest.approx(20, abs=1e-3)
-    assert np.isnan(measure(target, target, np.zeros_like(body))["rmse_hu_body"])
-
-
 def test_every_method_is_compared_on_the_same_degraded_series(tmp_path, weights, capsys):
-    write_phantom_series(tmp_path / "in", slices=4, size=64)
-    content = run(tmp_path / "in", tmp_path / "out", weights, sampled_steps=[3])
+    write_phantom_series(tmp_path / "in", slices=6, size=64)
+    content = run(tmp_path / "in", tmp_path / "out", weights, sampled_steps=[3], averaged_samples=2, max_slices=4)
     rows = {row["method"]: row for row in content["rows"]}
-    assert list(rows) == ["input", "autoencoder", "restored", "no_denoiser", "sample_3_steps"]
+    ours = ["restored", "sample_3_steps", "mean_of_2_samples", "no_denoiser", "no_refiner"]
+    assert list(rows) == ["input", "floor", "target", "autoencoder", *ours, "gaussian", "tv3d"]
     assert rows["input"]["rmse_hu"] > 1, "the series was degraded"
     assert rows["autoencoder"]["rmse_hu"] < 0.1, "an untrained lossless autoencoder carries everything"
     # The refiner starts at zero: without the denoiser the input comes back.
     assert rows["no_denoiser"]["rmse_hu"] == pytest.approx(rows["input"]["rmse_hu"], rel=1e-3)
+    assert rows["no_refiner"]["rmse_hu"] == pytest.approx(rows["restored"]["rmse_hu"], rel=1e-6)
     assert rows["restored"]["rmse_hu"] != rows["input"]["rmse_hu"]
-    assert content["degradation"] == {"kind": "low_dose", "dose": 0.25, "seed": 1000}
-    assert (tmp_path / "out" / "metrics.csv").is_file() and list((tmp_path / "out").glob("comparison_*.png"))
-    assert set(METRICS) <= set(rows["input"])
+    said = content["degradation"]
+    assert said["kind"] == "low_dose" and said["dose"] == 0.25 and said["seed"] == 1000 and said["calibrate_noise"]
+    assert set(content["missing"]) == {"redcnn", "unet3d"} and "no weights" in content["missing"]["redcnn"]
+    assert set(METRICS) <= set(rows["input"]) and set(rows) <= set(content["methods"])
+    assert {result["against"] for result in content["significance"]} >= {"gaussian", "tv3d", "no_denoiser"}
+    assert all(result["pairs"] <= 4 for result in content["significance"])
+    names = {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()}
+    assert {"metrics.json", "metrics.csv", "slices.csv", "comparison", "figure", "rmse.png"} <= names
     assert "not trained on" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path, weights):
     write_phantom_series(tmp_path / "in", slices=3, size=48)
+    only = {"methods": ["restored"]}
     first, again, other = (
-        run(tmp_path / "in", tmp_path / name, weights, seed=seed)["rows"]
+        run(tmp_path / "in", tmp_path / name, weights, seed=seed, **only)["rows"]
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first == again and first != other
+
+
+def test_real_partners_take_the_place_of_simulated_noise_and_mismatches_are_named(tmp_path, weights):
+    clean = phantom_hu(slices=4, size=64)
+    poor = np.round(clean + np.random.default_rng(0).normal(0, 30, clean.shape)).clip(-1024, 3071)
+    for name in ("one", "two", "three"):
+        write_phantom_series(tmp_path / "good" / name, patient=name, hu=clean)
+    write_phantom_series(tmp_path / "poor" / "one", patient="one", hu=poor)
+    write_phantom_series(tmp_path / "poor" / "two", patient="two", hu=poor, spacing=(0.9, 0.9, 2.5))
+    content = run(
+        tmp_path / "good", tmp_path / "out", weights, degraded_dir=str(tmp_path / "poor"), methods=["restored"]
+    )
+    rows = {row["method"]: row for row in content["rows"]}
+    assert len({row["series"] for row in content["rows"]}) == 1
+    assert rows["input"]["rmse_hu"] == pytest.approx(np.sqrt(np.mean((poor - clean) ** 2)), rel=0.05)
+    assert content["degradation"]["kind"] == "real"
+    reasons = " ".join(content["failed"].values())
+    assert len(content["failed"]) == 2 and "no degraded partner" in reasons and "same place" in reasons
+
+
+def test_thick_slices_stand_against_interpolation(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=16, size=48, spacing=(0.8, 0.8, 1.0))
+    options = {"degradation": "thick_slices", "slice_thickness_mm": 3.0, "max_slices": -1, "classical": []}
+    content = run(tmp_path / "in", tmp_path / "out", weights, methods=["restored", "linear", "cubic"], **options)
+    rows = {row["method"]: row for row in content["rows"]}
+    assert rows["linear"]["rmse_hu"] == rows["input"]["rmse_hu"] != rows["cubic"]["rmse_hu"]
+    assert content["degradation"]["kind"] == "thick_slices"
+
+
+def test_parameters_are_chosen_and_then_used(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=3, size=64)
+    grid = {"gaussian": {"sigma": [0.1, 0.3]}}
+    run_tiny(
+        "evaluate.yaml",
+        "tuning",
+        dataset_dir=tmp_path / "in",
+        output_dir=tmp_path / "choice",
+        weights=weights,
+        parameter_grid=grid,
+    )
+    chosen = json.loads((tmp_path / "choice" / FILE).read_text())["chosen"]["gaussian"]["sigma"]
+    content = run(
+        tmp_path / "in",
+        tmp_path / "out",
+        weights,
+        parameters_file=str(tmp_path / "choice" / FILE),
+        classical=["gaussian"],
+        methods=["gaussian"],
+    )
+    assert f"sigma {chosen:g} (chosen on validation series)" in content["methods"]["gaussian"]
 
 
 def test_nothing_to_evaluate_is_one_line(tmp_path, weights):

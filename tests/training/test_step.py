@@ -5,8 +5,9 @@ import torch
 import yaml
 from training_fixtures import ROOT, prepare
 
-from bundle.data.patches import DoseSampling, PatchDataset
+from bundle.data.patches import PatchDataset
 from bundle.data.splits import Part
+from bundle.degrade.composition import DegradationSampling
 from bundle.networks.precision import Precision
 from bundle.networks.presets import build_restorer
 from bundle.training.phases import Phase
@@ -38,7 +39,7 @@ TERMS = {
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     parts = [Part.whole(case) for case in prepare(tmp_path_factory.mktemp("cases"), ["a", "b"])]
-    sampling = DoseSampling(clean_fraction=0.0, dose_range=(0.1, 0.3))
+    sampling = DegradationSampling(clean_fraction=0.0, dose_range=(0.1, 0.3))
     data = PatchDataset(parts, patch_size=32, num_slices=4, length=4, seed=0, degradation=sampling)
     items = [data[index] for index in range(3)]
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}

@@ -1,0 +1,125 @@
+"""What a restoration would do, and about how long and how much memory it would take."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from bundle.data.sources import Case, find_cases
+from bundle.dicom.index import find_series
+from bundle.networks.restorer import Restorer
+from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.tiles import cut
+
+_TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
+_TIMED_ROUNDS = 2
+# Measured with `small` on a CPU, see docs/performance.md: the process itself, and what a tile's voxels take.
+_BASE_GB = 1.0
+_BYTES_PER_TILE_VOXEL = 600
+_BYTES_PER_VOXEL = 14  # of the study: stored values, HU, the difference and what is written
+
+
+def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Index the input, time the network on one small tile, and add it up.
+
+    Args:
+        config_files: the inference config.
+        options: keys of it, dataset_dir among them.
+
+    Returns:
+        Series with sizes, tiles, and estimated seconds; refused series with reasons; memory in GB. Nothing is written.
+
+    Raises:
+        BundleError: when there is nothing to restore or an option is wrong.
+    """
+    parser = ConfigParser()
+    parser.read_config(list(config_files))
+    parser.update(dict(options))
+    maximum, gaps = (parser.get_parsed_content(key) for key in ("max_samples", "gaps"))
+    source = find_cases(options["dataset_dir"], max_samples=maximum, gaps=gaps)
+    network, inferer = _built(parser)
+    per_voxel = seconds_per_voxel(network, inferer)
+    sizes = _sizes(source.cases, Path(options["dataset_dir"]), gaps=gaps)
+    series = [_planned(case.key, sizes[case.key], inferer, network.multiple, per_voxel) for case in source.cases]
+    return {
+        "series": series,
+        "refused": [{"key": one.key, "reason": one.reason} for one in source.refused if not one.foreign],
+        "steps": inferer.steps,
+        "num_samples": inferer.num_samples,
+        "device": str(inferer.device),
+        "number_format": str(inferer.precision.dtype or torch.float32).removeprefix("torch."),
+        "estimated_seconds": round(sum(one["estimated_seconds"] for one in series)),
+        "estimated_memory_gb": round(max(_memory_gb(one["size"], inferer) for one in series), 1),
+    }
+
+
+def seconds_per_voxel(network: Restorer, inferer: RestorationInferer) -> float:
+    """Time the restoration of a small volume, as configured; seconds per voxel that goes through the network."""
+    rng = np.random.default_rng(0)
+    volume = torch.from_numpy((40 + 20 * rng.standard_normal(_TIMED_SHAPE)).astype(np.float32))
+    seconds = []
+    for _ in range(_TIMED_ROUNDS):  # the first one pays for what is set up once
+        started = time.perf_counter()
+        for _piece in inferer.pieces(volume, network, spacing_mm=torch.tensor([0.8, 0.8, 2.0])):
+            pass
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / volume.numel()
+
+
+def spoken(plan: Mapping[str, Any]) -> str:
+    """The plan as a person reads it."""
+    lines = [f"would restore {len(plan['series'])} series, and refuse {len(plan['refused'])}; nothing was written"]
+    for one in plan["series"]:
+        size = " x ".join(map(str, one["size"]))
+        lines.append(f"  {one['key']}  {size}  {one['tiles']} tiles, about {_duration(one['estimated_seconds'])}")
+    lines += [f"  {one['key'] or '-':16}  refused: {one['reason']}" for one in plan["refused"]]
+    how = f"{plan['steps']} steps, {plan['num_samples']} samples, {plan['device']} in {plan['number_format']}"
+    lines.append(
+        f"{how}: at most about {_duration(plan['estimated_seconds'])}, {plan['estimated_memory_gb']} GB of memory"
+    )
+    return "\n".join(lines)
+
+
+def _built(parser: ConfigParser) -> tuple[Restorer, RestorationInferer]:
+    parser.get_parsed_content("weights_digest")
+    network: Restorer = parser.get_parsed_content("engine")
+    inferer: RestorationInferer = parser.get_parsed_content("inferer")
+    return network.to(inferer.device).eval(), inferer
+
+
+def _memory_gb(size: Sequence[int], inferer: RestorationInferer) -> float:
+    tile = math.prod(min(length, most) for length, most in zip(size, inferer.tile_size, strict=True))
+    return (
+        _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + math.prod(size) * _BYTES_PER_VOXEL) / 1e9
+    )
+
+
+def _planned(
+    key: str, size: tuple[int, int, int], inferer: RestorationInferer, multiple: int, per_voxel: float
+) -> dict[str, Any]:
+    spans = [
+        cut(0, length, tile=tile, overlap=inferer.overlap, multiple=multiple if axis < 2 else 1)
+        for axis, (length, tile) in enumerate(zip(size, inferer.tile_size, strict=True))
+    ]
+    voxels = np.prod([sum(span.stop - span.start for span in axis) for axis in spans])
+    tiles = int(np.prod([len(axis) for axis in spans]))
+    return {"key": key, "size": list(size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
+
+
+def _sizes(cases: Sequence[Case], folder: Path, *, gaps: str) -> dict[str, tuple[int, int, int]]:
+    """Key to H, W, D, from headers alone."""
+    if cases[0].files[0].lower().endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        return {case.key: nibabel.load(case.files[0]).shape[:3] for case in cases}  # type: ignore[attr-defined]
+    return {series.key: series.shape for series in find_series(folder, gaps=gaps).series}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,76 @@
+"""What is compared: a method takes a problem (a poor series) and gives HU back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bundle.errors import BundleError
+from bundle.metrics.noise import noise_level
+
+Kind = Literal["reference", "ours", "baseline"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A poor series and its target, HU (H, W, D).
+
+    Attributes:
+        key: series key.
+        degraded_hu: what methods are given.
+        target_hu: what they are measured against; only references (the ceiling) may look at it.
+        spacing_mm: along H, W and D.
+        degradation: what was done to it, one step after the other, where it was simulated.
+    """
+
+    key: str
+    degraded_hu: np.ndarray
+    target_hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    degradation: Sequence[dict[str, Any]] = ()
+
+    @property
+    def noise_hu(self) -> float:
+        """Noise level of the poor series, measured on itself, the mean over slices."""
+        return float(np.mean(noise_level(self.degraded_hu)))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: of the row.
+        kind: 'reference' (input, floor, ceiling), 'ours' or 'baseline'; only baselines can be the best to beat.
+        definition: what it is and with which parameters, for the table's readers.
+        restore: from a problem to HU (H, W, D); raises a BundleError when it cannot.
+    """
+
+    name: str
+    kind: Kind
+    definition: str
+    restore: Callable[[Problem], np.ndarray]
+
+
+def missing(name: str, kind: Kind, definition: str, reason: BundleError) -> Method:
+    """A row that says why it is empty: the rest of the table goes on."""
+
+    def refuse(_: Problem) -> np.ndarray:
+        raise reason
+
+    return Method(name, kind, definition, refuse)
+
+
+def restricted(methods: Sequence[Method], names: Sequence[str] | None) -> list[Method]:
+    """Those of `methods` that are named, or all.
+
+    Raises:
+        BundleError: for a name that no method has.
+    """
+    if names is None:
+        return list(methods)
+    known = [method.name for method in methods]
+    if unknown := [name for name in names if name not in known]:
+        raise BundleError(f"method '{unknown[0]}' is unknown", hint=f"use some of {', '.join(known)}")
+    return [method for method in methods if method.name in names]

@@ -1,0 +1,95 @@
+"""From loaded items to problems, with real partners where there are some, and what does not match named."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+
+from bundle.data.sources import Case, Source
+from bundle.degrade.transforms import DEGRADATION_KEY
+from bundle.dicom.geometry import grid_spacing_mm
+from bundle.errors import BundleError
+from bundle.evaluation.methods import Problem
+from bundle.restoration.worklist import SeriesDataset, failure_of
+
+_AFFINE_MM = 0.05  # positions of two series of one scan differ by their rounding
+
+
+class PairedSeriesDataset(SeriesDataset):
+    """Targets with their real poor partners; an item is as SeriesDataset's, its transform gets both lists of files.
+
+    Args:
+        data: targets.
+        transform: MONAI chain from {'image': files of the poor series, 'label': files of the target}.
+        partners: poor series by the target's key; a target without one is a failure of its own.
+    """
+
+    def __init__(
+        self,
+        data: Source,
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        partners: Mapping[str, Case],
+    ) -> None:
+        super().__init__(data.cases, transform)
+        self.partners = partners
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Load target and partner `index`."""
+        case = self.data[index]
+        partner = self.partners.get(case.key)
+        if partner is None:
+            reason = BundleError("the target has no degraded partner", hint="give both the same folder name")
+            return {"case": case, "failure": reason}
+        try:
+            return {"case": case, "data": self.transform({"image": list(partner.files), "label": list(case.files)})}
+        except Exception as error:
+            return {"case": case, "failure": failure_of(error)}
+
+
+def find_partners(targets: Source, degraded: Source) -> dict[str, Case]:
+    """Find the poor series of each target: in a folder of the same name, else the only one of the same patient."""
+    partners: dict[str, Case] = {}
+    for target in targets.cases:
+        same_folder = [case for case in degraded.cases if case.label == target.label]
+        same_patient = [case for case in degraded.cases if case.patient_key == target.patient_key]
+        for found in (same_folder, same_patient):
+            if len(found) == 1:
+                partners[target.key] = found[0]
+                break
+    return partners
+
+
+def make_problem(item: Mapping[str, Any]) -> Problem:
+    """Return the problem of a loaded item of a SeriesDataset, 'image' poor and 'label' the target.
+
+    Raises:
+        BundleError: the item's own failure, or that the two do not match.
+    """
+    if "failure" in item:
+        raise item["failure"]
+    data = item["data"]
+    image, label = data["image"], data["label"]
+    _require_match(image, label)
+    spacing = grid_spacing_mm(np.asarray(label.affine))
+    return Problem(
+        key=item["case"].key,
+        degraded_hu=_volume(image),
+        target_hu=_volume(label),
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        degradation=image.meta.get(DEGRADATION_KEY, ()),
+    )
+
+
+def _require_match(image: MetaTensor, label: MetaTensor) -> None:
+    if image.shape != label.shape:
+        sizes = (" x ".join(str(size) for size in volume.shape[1:]) for volume in (image, label))
+        raise BundleError("degraded series ({}) and target ({}) have different sizes".format(*sizes))
+    apart = float(np.abs(np.asarray(image.affine) - np.asarray(label.affine)).max())
+    if apart > _AFFINE_MM:
+        raise BundleError(f"degraded series and target do not lie in the same place (they differ by {apart:.1f} mm)")
+
+
+def _volume(image: MetaTensor) -> np.ndarray:
+    return np.ascontiguousarray(image.as_tensor()[0].float().cpu().numpy())

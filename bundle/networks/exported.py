@@ -1,0 +1,156 @@
+"""A Restorer whose four networks are run by ONNX Runtime from an export (`python -m bundle export`)."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bundle.errors import BundleError
+from bundle.files import file_digest
+from bundle.networks.export import MANIFEST, SCHEMA, example, require_onnx
+from bundle.networks.restorer import Restorer
+
+
+class OnnxPart(nn.Module):
+    """One exported network; tensors go through the host's memory.
+
+    Args:
+        path: the ONNX file.
+        device: where it runs: 'cuda' takes ONNX Runtime's CUDA provider.
+
+    Raises:
+        BundleError: when the file cannot be read, or ONNX Runtime was not built for the device.
+    """
+
+    def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        provider = "CUDAExecutionProvider" if torch.device(device).type == "cuda" else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise BundleError(
+                f"this ONNX Runtime has no {provider}", hint="install onnxruntime-gpu, or use --device cpu"
+            )
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        except Exception as error:  # its errors share no class
+            raise BundleError(f"'{path.name}' in exported_dir cannot be read", hint="export again") from error
+        self.names = [one.name for one in self.session.get_inputs()]
+
+    def forward(self, *inputs: torch.Tensor | None) -> torch.Tensor:
+        """Return the network's output for inputs in the order of its signature, float32."""
+        given = [one for one in inputs if one is not None]
+        arrays = [np.ascontiguousarray(one.detach().float().cpu().numpy()) for one in given]
+        output = self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]
+        return torch.from_numpy(output).to(given[0].device)
+
+
+class ExportedAutoencoder(nn.Module):
+    """Encoder and decoder of an export behind the autoencoder's interface."""
+
+    def __init__(self, encoder: OnnxPart, decoder: OnnxPart, *, latent_channels: int, factor: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.latent_channels, self.factor = latent_channels, factor
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W, D) in network units to the whitened latent."""
+        return self.encoder(x)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Whitened latent to network units (B, 1, H, W, D)."""
+        return self.decoder(z)
+
+
+class ExportedPart(OnnxPart):
+    """An exported denoiser or refiner, which the Restorer asks for its `multiple`."""
+
+    def __init__(self, path: Path, *, multiple: int, device: torch.device | str) -> None:
+        super().__init__(path, device=device)
+        self.multiple = multiple
+
+
+def with_exported(
+    restorer: Restorer,
+    folder: str | Path | None,
+    *,
+    weights_digest: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Restorer:
+    """Return a copy of `restorer` whose networks are run by ONNX Runtime; without a folder, `restorer` itself.
+
+    Args:
+        restorer: built as the exported one was.
+        folder: what `python -m bundle export` wrote.
+        weights_digest: SHA-256 of the weights in use; None does not compare.
+        device: where the networks run.
+
+    Raises:
+        BundleError: when the folder holds no export, a damaged one, or one of other weights or another network.
+    """
+    if not folder:
+        return restorer
+    require_onnx()
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    _require_same(restorer, manifest, weights_digest)
+    for name, digest in manifest["sha256"].items():
+        if name.endswith(".onnx") and (not (folder / name).is_file() or file_digest(folder / name) != digest):
+            raise BundleError(f"'{name}' in exported_dir is missing or damaged", hint="export again")
+    engine = copy.copy(restorer)
+    engine._modules = dict(restorer._modules)  # the original keeps its own networks
+    factor, channels = restorer.autoencoder.factor, restorer.autoencoder.latent_channels
+    encoder, decoder = (OnnxPart(folder / f"{name}.onnx", device=device) for name in ("encoder", "decoder"))
+    engine._modules["autoencoder"] = ExportedAutoencoder(encoder, decoder, latent_channels=channels, factor=factor)
+    for name in ("denoiser", "refiner"):
+        multiple = getattr(restorer, name).multiple
+        engine._modules[name] = ExportedPart(folder / f"{name}.onnx", multiple=multiple, device=device)
+    return engine.eval()
+
+
+@torch.no_grad()
+def largest_difference_hu(restorer: Restorer, engine: Restorer) -> float:
+    """Largest difference of two Restorers, HU, over one-step and two-step restorations at shapes never exported."""
+    largest = 0.0
+    for seed, blocks in enumerate([(1, 4, 3, 1), (3, 2, 5, 4)]):
+        x = example(restorer, blocks, seed=seed + 1)
+        noise = torch.randn(restorer.latent_shape(x), generator=torch.Generator().manual_seed(seed)).to(x)
+        pairs = (
+            (restorer(x), engine(x)),
+            (restorer.sample(x, steps=2, noise=lambda _: noise), engine.sample(x, steps=2, noise=lambda _: noise)),  # noqa: B023
+        )
+        for expected, found in pairs:
+            largest = max(largest, float((expected - found).abs().max()) * restorer.linear.hu_per_unit)
+    return largest
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"exported_dir '{folder.name}' holds no export", hint="make one with: python -m bundle export"
+        ) from error
+    if manifest.get("schema") != SCHEMA or "onnx" not in manifest.get("formats", ()):
+        raise BundleError(f"exported_dir '{folder.name}' holds no ONNX export of this version", hint="export again")
+    return dict(manifest)
+
+
+def _require_same(restorer: Restorer, manifest: Mapping[str, Any], weights_digest: str | None) -> None:
+    if weights_digest is not None and manifest.get("weights_sha256") != weights_digest:
+        raise BundleError("exported_dir was exported from other weights", hint="export again, or name those weights")
+    sizes = {
+        "multiple": restorer.multiple,
+        "latent_channels": restorer.autoencoder.latent_channels,
+        "factor": restorer.autoencoder.factor,
+    }
+    if any(manifest.get(name) != value for name, value in sizes.items()):
+        raise BundleError("exported_dir is of another network", hint="check preset")

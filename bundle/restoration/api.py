@@ -1,0 +1,146 @@
+"""For notebooks and other programs: load the bundle once, then restore arrays or DICOM folders.
+
+from bundle.restoration.api import load_restorer
+
+restore = load_restorer(steps=4, num_samples=8)
+result = restore(volume_hu, affine)            # HU (H, W, D), voxel to RAS mm
+for result in restore.folder("STUDY"):         # every usable series below a folder
+    result.restored_hu, result.uncertainty_hu
+"""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+
+from bundle.configuration import bundle_root
+from bundle.data.sources import find_cases
+from bundle.dicom.geometry import grid_spacing_mm
+from bundle.errors import BundleError
+from bundle.networks.restorer import Restorer
+from bundle.overrides import check_options, load_config
+from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.region import apply_difference
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """One restored volume.
+
+    Attributes:
+        restored_hu: (H, W, D), float32, on the input's grid; untouched voxels keep their values.
+        uncertainty_hu: standard deviation over the samples (H, W, D); None with one sample.
+        affine: (i, j, k, 1) -> RAS mm, (4, 4).
+        key: of the series; empty for an array.
+    """
+
+    restored_hu: np.ndarray
+    uncertainty_hu: np.ndarray | None
+    affine: np.ndarray
+    key: str = ""
+
+
+class LoadedRestorer:
+    """The inference config's network and transforms, built once; see `load_restorer`.
+
+    Args:
+        parser: of the inference config.
+    """
+
+    def __init__(self, parser: ConfigParser) -> None:
+        self.weights_digest: str = parser.get_parsed_content("weights_digest")
+        self.network: Restorer = parser.get_parsed_content("engine")
+        self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
+        self.device = torch.device(parser.get_parsed_content("device"))
+        self.strength = float(parser.get_parsed_content("strength"))
+        self.gaps: str = parser.get_parsed_content("gaps")
+        loader, *rest = parser.get_parsed_content("preprocessing").transforms
+        self._load, self._prepare = loader, Compose(rest)
+        self._back = Invertd("difference", transform=self._prepare, orig_keys="image", nearest_interp=False)
+        self.network.to(self.device).eval()
+
+    def __call__(self, volume_hu: np.ndarray, affine: np.ndarray) -> Restoration:
+        """Restore an array.
+
+        Args:
+            volume_hu: HU (H, W, D), D the slices.
+            affine: (i, j, k, 1) -> RAS mm, (4, 4); in DICOM's LPS, flip the first two rows' signs first.
+
+        Raises:
+            BundleError: when the array is not 3D or not finite, or the affine is no grid.
+        """
+        volume_hu, affine = np.asarray(volume_hu, np.float32), np.asarray(affine, np.float64)
+        if volume_hu.ndim != 3 or not np.isfinite(volume_hu).all():
+            raise BundleError("volume_hu must be finite HU of shape (H, W, D)", hint="replace NaN, squeeze other axes")
+        if affine.shape != (4, 4) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise BundleError("affine must be a 4 x 4 matrix from voxels to mm", hint="take it from the image's header")
+        return self._restore(MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine)), volume_hu)
+
+    def folder(self, folder: str | Path) -> Iterator[Restoration]:
+        """Yield the restoration of every usable series below a folder of DICOM or NIfTI, in the order of their keys.
+
+        Raises:
+            BundleError: when there is none.
+        """
+        for case in find_cases(folder, gaps=self.gaps).cases:
+            image = self._load({"image": list(case.files)})["image"]
+            source = image.meta.get("volume")
+            padding = None if source is None else source.padding_mask
+            yield self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
+
+    @torch.inference_mode()
+    def _restore(
+        self, image: MetaTensor, volume_hu: np.ndarray, *, padding_mask: np.ndarray | None = None, key: str = ""
+    ) -> Restoration:
+        prepared = self._prepare({"image": image})["image"]
+        volume = prepared.as_tensor()[0]
+        spacing = torch.as_tensor(grid_spacing_mm(np.asarray(prepared.affine)), dtype=torch.float32)
+        maps = torch.zeros(2, *volume.shape)
+        deviation = False
+        for piece in self.inferer.pieces(volume, self.network, spacing_mm=spacing):
+            maps[0][..., piece.slices] = piece.difference
+            if piece.deviation is not None:
+                deviation = True
+                maps[1][..., piece.slices] = piece.deviation
+        native = self._native(maps, prepared)
+        restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
+        uncertainty = np.where(restored != volume_hu, self.strength * native[1], 0) if deviation else None
+        return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
+
+    def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:
+        """Undo orientation and spacing of (2, H, W, D)."""
+        data: dict[Hashable, Any] = {"image": prepared, "difference": MetaTensor(maps, meta=prepared.meta)}
+        return np.asarray(self._back(data)["difference"], np.float32)
+
+
+def inference_parser(**options: Any) -> ConfigParser:
+    """The inference config with `options` in place of its keys, nothing built yet.
+
+    Raises:
+        BundleError: for an option that the config does not have; names the nearest known one.
+    """
+    file = Path(bundle_root()) / "configs" / "inference.yaml"
+    check_options(options, load_config([file]))
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    parser.read_meta(str(file.parent / "metadata.json"))
+    parser.update(dict(options))
+    return parser
+
+
+def load_restorer(**options: Any) -> LoadedRestorer:
+    """Build the network with its weights, as configs/inference.yaml says.
+
+    Args:
+        **options: keys of configs/inference.yaml: steps, num_samples, strength, device, weights_file, preset ...
+
+    Raises:
+        BundleError: for an unknown option or a value that cannot be used.
+    """
+    return LoadedRestorer(inference_parser(**options))

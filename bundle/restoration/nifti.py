@@ -1,0 +1,91 @@
+"""NIfTI in and out, slice by slice: input volumes that are no DICOM, and results for programs that want NIfTI."""
+
+import gzip
+from pathlib import Path
+from typing import Protocol
+
+import nibabel
+import numpy as np
+
+from bundle.dicom.geometry import grid_spacing_mm
+from bundle.dicom.volume import Volume
+from bundle.restoration.restored import SourceSlices
+
+_DATA_OFFSET = 352  # a NIfTI-1 header and its empty extension flag
+_COMPRESSION = 1  # noise hardly compresses; higher levels take many times longer
+
+
+class Slices(Protocol):
+    """What can be written: a shape, and [:, :, k] as (H, W)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, D)."""
+
+    def __getitem__(self, index: tuple[slice, slice, int]) -> np.ndarray:
+        """One slice (H, W)."""
+
+
+class NiftiSource:
+    """A NIfTI volume in HU as restorations want it (`SourceSlices`).
+
+    Args:
+        array: HU (H, W, D), float32.
+        affine_ras: (i, j, k, 1) -> RAS mm.
+    """
+
+    def __init__(self, array: np.ndarray, affine_ras: np.ndarray) -> None:
+        self._array = array
+        self.affine_ras = np.asarray(affine_ras, np.float64)
+
+    def __copy__(self) -> "NiftiSource":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "NiftiSource":  # as Volume: MONAI copies meta data at every transform
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, D)."""
+        height, width, depth = self._array.shape
+        return height, width, depth
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Along H, W and between slice planes."""
+        return grid_spacing_mm(self.affine_ras)
+
+    def slice_hu(self, k: int) -> np.ndarray:
+        """HU (H, W) of slice k, float32."""
+        hu: np.ndarray = self._array[:, :, k]
+        return hu
+
+    def slice_padding(self, k: int) -> np.ndarray:
+        """NIfTI names no padding."""
+        return np.zeros(self._array.shape[:2], bool)
+
+
+def write_nifti(path: Path, slices: Slices, source: SourceSlices) -> None:
+    """Write a float32 volume (H, W, D) on the source's grid, one slice in memory at a time.
+
+    Args:
+        path: ends in .nii.gz; its folder is created.
+        slices: the values.
+        source: a Volume or NiftiSource; gives the affine.
+    """
+    assert isinstance(source, Volume | NiftiSource)
+    header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
+    header.set_data_shape(slices.shape)
+    header.set_data_dtype(np.dtype("<f4"))
+    header.set_xyzt_units("mm", "sec")
+    header.set_qform(source.affine_ras, code="scanner")
+    header.set_sform(source.affine_ras, code="scanner")
+    header["magic"] = b"n+1"
+    header.set_data_offset(_DATA_OFFSET)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a time or a name in the archive: the same values give the same bytes.
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) as stream:
+        stream.write(header.binaryblock)
+        stream.write(b"\0" * (_DATA_OFFSET - len(header.binaryblock)))
+        for k in range(slices.shape[2]):
+            stream.write(np.asarray(slices[:, :, k], "<f4").tobytes(order="F"))

@@ -1,0 +1,114 @@
+"""What is known of weights: a small JSON beside them says for what they are, and how far they can be trusted.
+
+`models/model.json` belongs to `models/model.pt`: task, checksum, the domain they were made for, what a prediction
+leaves unknown (for the sampler) and the scale that makes the uncertainty right. Without one, or with one of other
+weights, everything works, and the summary says that nothing is known.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import BundleError
+from bundle.files import file_digest
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("denoise", "thin")
+DEFAULT_FILE = "model.pt"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsCard:
+    """What is known of one file of weights.
+
+    Attributes:
+        name: for people.
+        task: one of TASKS; "" when unknown.
+        sampler: the process they were trained under; "" when unknown.
+        sha256: of the weights; "" when unknown.
+        domain: ranges, for `bundle.restoration.domain`; empty when unknown.
+        residual_std: what one step leaves unknown, per latent channel in units of the spread; () when unknown.
+        uncertainty_scale: factor on the samples' deviation; 1 when unknown.
+        uncertainty_scale_known: whether it was measured.
+    """
+
+    name: str = ""
+    task: str = ""
+    sampler: str = ""
+    sha256: str = ""
+    domain: dict[str, Any] = field(default_factory=dict)
+    residual_std: tuple[float, ...] = ()
+    uncertainty_scale: float = 1.0
+    uncertainty_scale_known: bool = False
+
+
+NO_CARD = WeightsCard()
+
+
+def card_path(weights_file: str | Path) -> Path:
+    """Where the card of a weights file lies."""
+    return Path(weights_file).with_suffix(".json")
+
+
+def read_card(weights_file: str | Path) -> WeightsCard:
+    """The card of a weights file; NO_CARD where there is none, or it is of other weights.
+
+    Raises:
+        BundleError: when there is one that cannot be read.
+    """
+    path = card_path(weights_file)
+    if not path.is_file():
+        return NO_CARD
+    card = _parsed(path)
+    if card.sha256 and Path(weights_file).is_file() and card.sha256 != file_digest(Path(weights_file)):
+        logger.warning("%s describes other weights than %s: it is not used", path.name, Path(weights_file).name)
+        return NO_CARD
+    return card
+
+
+def weights_for(task: str, folder: str | Path) -> str:
+    """The weights file of a folder for a task.
+
+    Raises:
+        BundleError: when the task is unknown, or the folder has no weights for it.
+    """
+    if task not in TASKS:
+        raise BundleError(f"task '{task}' is unknown", hint=f"use one of {', '.join(TASKS)}")
+    folder = Path(folder)
+    fitting = [
+        path.with_suffix(".pt")
+        for path in sorted(folder.glob("*.json"))
+        if path.with_suffix(".pt").is_file() and _parsed(path).task == task
+    ]
+    if fitting:
+        return str(fitting[0])
+    if task == "denoise":
+        return str(folder / DEFAULT_FILE)
+    raise BundleError(f"there are no weights for task '{task}'", hint="train them, and name them with --weights_file")
+
+
+def _parsed(path: Path) -> WeightsCard:
+    try:
+        content = json.loads(path.read_text())
+        uncertainty = content.get("uncertainty", {})
+        scale = uncertainty.get("scale")
+        if content["schema"] != _SCHEMA:
+            raise ValueError("another schema")
+        return WeightsCard(
+            name=str(content.get("name", "")),
+            task=str(content.get("task", "")),
+            sampler=str(content.get("sampler", "")),
+            sha256=str(content.get("sha256", "")),
+            domain=dict(content.get("domain", {})),
+            residual_std=tuple(float(value) for value in uncertainty.get("residual_std", ())),
+            uncertainty_scale=1.0 if scale is None else float(scale),
+            uncertainty_scale_known=scale is not None,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BundleError(
+            f"'{path.name}' cannot be read as a description of weights", hint="restore it, or remove it"
+        ) from error

@@ -1,0 +1,141 @@
+"""The spread of samples as something others can read: a DICOM Parametric Map (PS3.3 A.75) that refers to the series.
+
+The deviation is that of the *restoration*: how far, given the input, one plausible image of the scan at the dose of
+the training targets lies from the mean of the samples. Such an image has noise of its own, and the interval is for it,
+noise included, not for the noise-free anatomy, which nobody has measured (docs/inference.md).
+"""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+from pydicom.sr.codedict import codes
+
+from bundle import __version__
+from bundle.dicom.elements import quiet
+from bundle.dicom.uids import derived_uid
+from bundle.dicom.writer import DerivedSeries
+from bundle.files import digest
+from bundle.restoration.registry import WeightsCard
+
+STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
+_SERIES_NUMBER_OFFSET = 1000
+
+
+class Uncertainty:
+    """Standard deviation per voxel, calibrated, slice by slice.
+
+    Args:
+        deviation: over the samples, HU (H, W, D), float16 or float32.
+        scale: what makes its intervals right; 1 when it was not calibrated.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, deviation: np.ndarray, *, scale: float) -> None:
+        self._deviation, self._scale = deviation, np.float32(scale)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, D)."""
+        height, width, depth = self._deviation.shape
+        return height, width, depth
+
+    def __getitem__(self, index: tuple[slice, slice, int]) -> np.ndarray:
+        """HU (H, W) of one slice, float32: [:, :, k]."""
+        values: np.ndarray = self._deviation[index].astype(np.float32) * self._scale
+        return values
+
+    def described(self, card: WeightsCard) -> dict[str, Any]:
+        """For the summary: how large it is and what it means."""
+        means = [float(values[values > 0].mean()) for k in range(self.shape[2]) if (values := self[:, :, k]).any()]
+        return {
+            "meaning": "standard deviation per voxel of a scan at the training targets' dose, its own noise included",
+            "mean_hu": round(float(np.mean(means)), 3) if means else 0.0,
+            "scale": round(float(self._scale), 4),
+            "calibrated": card.uncertainty_scale_known,
+        }
+
+
+def write_parametric_map(
+    folder: Path, uncertainty: Uncertainty, derived: DerivedSeries, *, now: datetime.datetime, card: WeightsCard
+) -> Path:
+    """Write uncertainty/deviation.dcm, a Parametric Map on the derived series' frames; returns its path.
+
+    Args:
+        folder: created when absent.
+        uncertainty: on the derived series' grid.
+        derived: what was written before; its files are read for their headers.
+        now: the run's clock.
+        card: says whether the values are calibrated.
+    """
+    depth = uncertainty.shape[2]
+    stored = np.empty((depth, uncertainty.shape[1], uncertainty.shape[0]), np.uint16)
+    for k in range(depth):
+        stored[k] = np.clip(np.rint(uncertainty[:, :, k].T / STEP_HU), 0, np.iinfo(np.uint16).max)
+    origin = digest(derived.series_uid, stored.tobytes())
+    with quiet():
+        sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in derived.paths]
+        image = highdicom.pm.ParametricMap(
+            source_images=sources,
+            pixel_array=stored,
+            series_instance_uid=derived_uid("series", "uncertainty", origin),
+            series_number=int(sources[0].SeriesNumber) + _SERIES_NUMBER_OFFSET,
+            sop_instance_uid=derived_uid("instance", "uncertainty", origin),
+            instance_number=1,
+            manufacturer="ct-enhance",
+            manufacturer_model_name="CT enhancement MONAI bundle",
+            software_versions=__version__,
+            device_serial_number="0",
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[_mapping()],
+            window_center=16.0 / STEP_HU,
+            window_width=32.0 / STEP_HU,
+            content_label="UNCERTAINTY",
+            content_description=("calibrated" if card.uncertainty_scale_known else "uncalibrated") + " deviation, HU",
+        )
+        image.SeriesDescription = f"{sources[0].get('SeriesDescription', '')} uncertainty"[:64].strip()
+        for keyword in ("BodyPartExamined", "Laterality"):  # highdicom leaves them out; one of them is required
+            if keyword in sources[0]:
+                setattr(image, keyword, sources[0][keyword].value)
+        _set_clock(image, now)
+        _set_organization(image, derived_uid("dimensions", origin))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "deviation.dcm"
+        image.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _mapping() -> highdicom.pm.RealWorldValueMapping:
+    """Stored values to HU (PS3.3 C.7.6.16.2.11)."""
+    return highdicom.pm.RealWorldValueMapping(
+        lut_label="HU",
+        lut_explanation="Standard deviation of the restored HU",
+        unit=codes.UCUM.HounsfieldUnit,
+        value_range=(0, int(np.iinfo(np.uint16).max)),
+        slope=STEP_HU,
+        intercept=0.0,
+        quantity_definition=codes.SCT.StandardDeviation,
+    )
+
+
+def _set_clock(image: pydicom.Dataset, now: datetime.datetime) -> None:
+    """Highdicom writes the time of writing: the same inputs shall give the same bytes."""
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
+    for item in image.get("ContributingEquipmentSequence", []):
+        if "highdicom" in str(item.get("SoftwareVersions", "")) + str(item.get("ManufacturerModelName", "")):
+            item.ContributionDateTime = date + time
+    for name in ("InstanceCreation", "Series", "Content"):
+        if f"{name}Date" in image:
+            setattr(image, f"{name}Date", date)
+        if f"{name}Time" in image:
+            setattr(image, f"{name}Time", time)
+
+
+def _set_organization(image: pydicom.Dataset, uid: str) -> None:
+    """Highdicom draws this UID at random; the same inputs shall give the same bytes."""
+    for item in (*image.DimensionOrganizationSequence, *image.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid

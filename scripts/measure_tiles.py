@@ -1,0 +1,111 @@
+"""What tiles cost in exactness: the shipped weights on a whole stack of slices against the same in tiles.
+
+    python scripts/measure_tiles.py --dataset_dir SERIES [--slices 32] [--steps 1] [--num_threads 1]
+
+Prints a table: the mean absolute difference between tiled and whole, where tiles fade into each other and elsewhere
+in the body, beside what the restoration changes at all; the largest mean shift of any tile; and the step across the
+borders of tiles relative to the step between neighbours elsewhere, over the same ratio of the whole's restoration.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bundle.configuration import bundle_root
+from bundle.data.sources import find_cases
+from bundle.dicom.index import read_volume
+from bundle.networks.presets import build_restorer
+from bundle.networks.restorer import Restorer
+from bundle.networks.weights import load_weights
+from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.region import touchable
+from bundle.restoration.tiles import Span, cut
+
+TILES = [(512, 512, 16), (512, 512, 8), (256, 256, 16), (128, 128, 8)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", required=True)
+    parser.add_argument("--slices", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--mixed_precision", default="off")
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+    network = build_restorer("small").eval()
+    load_weights(network, Path(bundle_root()) / "models" / "model.pt")
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    volume = read_volume(find_cases(options.dataset_dir).cases[0].files)
+    hu = torch.from_numpy(np.array(volume.array[:, :, : options.slices], np.float32))
+    body = touchable(hu.numpy())
+    print(f"{tuple(hu.shape)} voxels, steps {options.steps}, overlap {options.overlap}, {options.mixed_precision}")
+    whole = restored(network, hu, volume.spacing_mm, options, tile_size=tuple(hu.shape))
+    change = float((whole - hu)[body].abs().mean())
+    print(f"the restoration changes the body by {change:.2f} HU on average")
+    print("tile            at borders  elsewhere  largest shift  step ratio   (HU, HU, HU, 1)")
+    for tile_size in TILES:
+        tiled = restored(network, hu, volume.spacing_mm, options, tile_size=tile_size)
+        print(f"{'x'.join(map(str, tile_size)):14} " + figures(tiled, whole, hu, body, tile_size, options.overlap))
+
+
+def restored(
+    network: Restorer, hu: torch.Tensor, spacing_mm: tuple, options: argparse.Namespace, **size: tuple
+) -> torch.Tensor:
+    """The restoration (H, W, D) in tiles of a size."""
+    inferer = RestorationInferer(
+        overlap=options.overlap, steps=options.steps, mixed_precision=options.mixed_precision, **size
+    )
+    return inferer(hu[None, None], network, spacing_mm=torch.tensor([spacing_mm]))[0, 0]
+
+
+def figures(
+    tiled: torch.Tensor, whole: torch.Tensor, hu: torch.Tensor, body: np.ndarray, tile_size: tuple, overlap: float
+) -> str:
+    """Cells of one row."""
+    axes = [
+        cut(0, size, tile=tile, overlap=overlap, multiple=multiple)
+        for size, tile, multiple in zip(hu.shape, tile_size, (16, 16, 1), strict=True)
+    ]
+    fades = [fading(spans, size) for spans, size in zip(axes, hu.shape, strict=True)]
+    border = fades[0][:, None, None] | fades[1][None, :, None] | fades[2][None, None, :]
+    error = (tiled - whole).numpy()
+    at, elsewhere = (np.abs(error[body & mask]).mean() if (body & mask).any() else np.nan for mask in (border, ~border))
+    shifts = [
+        abs(error[box][body[box]].mean())
+        for r in axes[0]
+        for c in axes[1]
+        for k in axes[2]
+        if body[box := tuple(slice(span.start, span.stop) for span in (r, c, k))].sum() > 1000
+    ]
+    ratio = step_ratio((tiled - hu).numpy(), body, fades) / step_ratio((whole - hu).numpy(), body, fades)
+    return f"{at:11.3f} {elsewhere:10.3f} {max(shifts):14.4f} {ratio:11.3f}"
+
+
+def fading(spans: list[Span], size: int) -> np.ndarray:
+    """Where along an axis (size,) two tiles have a share."""
+    mixed = np.zeros(size, bool)
+    for span in spans:
+        mixed[span.start : span.stop] |= (span.weight > 1e-3) & (span.weight < 1 - 1e-3)
+    return mixed
+
+
+def step_ratio(change: np.ndarray, body: np.ndarray, fades: list[np.ndarray]) -> float:
+    """Root mean square step of the change between neighbours across fading voxels over that elsewhere (worst axis)."""
+    ratios = [1.0]
+    for axis, mixed in enumerate(fades):
+        if not mixed.any():
+            continue
+        step = np.diff(change, axis=axis)
+        inside = body.take(range(body.shape[axis] - 1), axis) & body.take(range(1, body.shape[axis]), axis)
+        at = np.expand_dims(mixed[1:] | mixed[:-1], [a for a in range(3) if a != axis])
+        ratios.append(float(np.sqrt((step[inside & at] ** 2).mean() / (step[inside & ~at] ** 2).mean())))
+    return max(ratios, key=lambda ratio: abs(np.log(ratio)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The best parameters are found, written down, and used."""
+
+import json
+
+import numpy as np
+import pytest
+from monai.data import MetaTensor
+from phantom_series import phantom_hu
+
+from bundle.data.sources import Case
+from bundle.errors import BundleError
+from bundle.evaluation import classical
+from bundle.evaluation.methods import Problem
+from bundle.evaluation.tuning import FILE, choose_parameters, chosen_methods, read_parameters
+from bundle.restoration.worklist import SeriesDataset
+
+GRIDS = {"gaussian": {"sigma": [0.2, 0.5, 3.0]}, "tv3d": {"strength": [0.01, 0.5]}}
+
+
+def dataset(*noises, fail=()):
+    def load(data):
+        name = data["image"][0]
+        if name in fail:
+            raise BundleError("cannot be read")
+        clean = phantom_hu(slices=3, size=64)
+        sigma = float(name)
+        poor = clean + np.random.default_rng(1).normal(0, sigma, clean.shape).astype(np.float32)
+        return {"image": MetaTensor(poor[None]), "label": MetaTensor(clean[None])}
+
+    cases = [Case(key=f"key-{noise}", patient_key=str(noise), files=(str(noise),), label="") for noise in noises]
+    return SeriesDataset(cases, load)
+
+
+def test_the_least_error_is_chosen_over_all_series_and_for_each(tmp_path):
+    text = choose_parameters(dataset(40.0, 120.0), grids=GRIDS, folder=tmp_path)
+    content = read_parameters(tmp_path / FILE)
+    assert "gaussian" in text and "tv3d" in text
+    for name, point in content["chosen"].items():
+        tried = content["tried"][name]
+        means = [np.mean(list(entry["relative_rmse"].values())) for entry in tried]
+        best = tried[int(np.argmin(means))]
+        assert all(best[key] == value for key, value in point.items())
+    assert set(content["chosen_by_series"]) == {"key-40.0", "key-120.0"}
+    assert content["chosen"]["tv3d"] == {"strength": 0.5}
+    assert "tv3d strength 0.5" in content["at_the_end_of_the_grid"]
+
+
+def test_a_series_or_a_package_that_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def absent(*_):
+        raise BundleError("the package is not installed")
+
+    broken = classical.Filter(absent, "broken", ("strength",))
+    monkeypatch.setitem(classical.FILTERS, "bm3d", broken)
+    grids = {**GRIDS, "bm3d": {"strength": [1.0]}}
+    choose_parameters(dataset(40.0, 60.0, fail=("60.0",)), grids=grids, folder=tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    assert set(content["chosen"]) == {"gaussian", "tv3d"}
+    assert content["missing"] == {"bm3d": "the package is not installed"}
+    assert content["failed"] == {"key-60.0": "cannot be read"}
+    with pytest.raises(BundleError, match="no parameters could be chosen"):
+        choose_parameters(dataset(60.0, fail=("60.0",)), grids=GRIDS, folder=tmp_path)
+
+
+def test_choices_are_used_and_the_best_of_a_series_on_request():
+    content = {"chosen": {"gaussian": {"sigma": 0.5}}, "chosen_by_series": {"a": {"gaussian": {"sigma": 1e-3}}}}
+    hu = np.random.default_rng(0).normal(0, 50, (32, 32, 2)).astype(np.float32)
+    problems = {key: Problem(key, hu, hu, (1, 1, 1)) for key in "ab"}
+    (overall,) = chosen_methods(["gaussian"], {}, content, best_of_series=False)
+    (own,) = chosen_methods(["gaussian"], {}, content, best_of_series=True)
+    assert "sigma 0.5 (chosen on validation series)" in overall.definition
+    assert "each series itself" in own.definition
+    np.testing.assert_allclose(own.restore(problems["a"]), hu, atol=1e-3)
+    np.testing.assert_array_equal(own.restore(problems["b"]), overall.restore(problems["b"]))
+    (configured,) = chosen_methods(["gaussian"], {"gaussian": {"sigma": 0.7}}, {}, best_of_series=False)
+    assert "as configured" in configured.definition
+
+
+def test_what_cannot_be_read_or_is_not_there_is_named(tmp_path):
+    assert read_parameters(None) == {}
+    (tmp_path / "x.json").write_text("{}")
+    for name in ("x.json", "absent.json"):
+        with pytest.raises(BundleError, match="run tuning"):
+            read_parameters(tmp_path / name)
+    with pytest.raises(BundleError, match="no parameters"):
+        chosen_methods(["gaussian"], {}, {}, best_of_series=False)
+    with pytest.raises(BundleError, match="unknown"):
+        chosen_methods(["median"], {"median": {}}, {}, best_of_series=False)

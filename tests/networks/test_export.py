@@ -1,0 +1,41 @@
+import json
+
+import pytest
+import torch
+
+from bundle.errors import BundleError
+from bundle.networks.export import MANIFEST, export_parts, parts_of
+from bundle.networks.presets import build_restorer
+
+
+def test_parts_take_what_they_say_and_no_input_twice(randomise):
+    net = randomise(build_restorer("tiny"))
+    with torch.no_grad():
+        parts = parts_of(net)
+        assert list(parts) == ["encoder", "denoiser", "decoder", "refiner"]
+        for part in parts.values():
+            inputs = list(part.inputs.values())
+            # torch.export takes one tensor given twice for one input, and the export is silently wrong.
+            assert len({id(one) for one in inputs}) == len(inputs)
+            assert len(part.shapes) == len(inputs)
+            assert torch.isfinite(part.network(*inputs)).all()
+
+
+def test_unknown_format(tmp_path):
+    with pytest.raises(BundleError, match="format 'tflite'"):
+        export_parts(build_restorer("tiny"), tmp_path / "out", formats=["tflite"], about={})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.full
+def test_programs_equal_the_network_at_shapes_never_exported(randomise, tmp_path):
+    net = randomise(build_restorer("tiny"))
+    export_parts(net, tmp_path / "out", formats=["torch"], about={"weights_sha256": "none"})
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert sorted(manifest["sha256"]) == [f"{name}.pt2" for name in ("decoder", "denoiser", "encoder", "refiner")]
+    with torch.no_grad():
+        for name, part in parts_of(net).items():
+            program = torch.export.load(tmp_path / "out" / f"{name}.pt2").module()
+            given = [torch.cat([x, 0.9 * x]) for x in part.inputs.values()]
+            given = [x.repeat_interleave(2, dim=-1) if x.ndim > 1 else x for x in given]
+            torch.testing.assert_close(program(*given), part.network(*given))

@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from bundle.errors import BundleError
+from bundle.networks.export import MANIFEST, SCHEMA, export_parts
+from bundle.networks.exported import largest_difference_hu, with_exported
+from bundle.networks.presets import build_restorer
+
+pytest.importorskip("onnxruntime")
+SIZES = {"multiple": 8, "latent_channels": 16, "factor": 4}
+
+
+def manifest(folder, **changes):
+    content = {"schema": SCHEMA, "formats": ["onnx"], "weights_sha256": "a", "sha256": {}, **SIZES, **changes}
+    folder.mkdir()
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
+def test_without_a_folder_the_network_itself():
+    net = build_restorer("tiny")
+    assert with_exported(net, None) is net
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights_sha256": "b"}, "other weights"),
+        ({"latent_channels": 4}, "another network"),
+        ({"formats": ["torch"]}, "no ONNX export"),
+        ({"schema": 0}, "no ONNX export"),
+        ({"sha256": {"encoder.onnx": "0"}}, "'encoder.onnx' in exported_dir is missing or damaged"),
+    ],
+)
+def test_an_export_of_something_else_is_refused(changes, message, tmp_path):
+    with pytest.raises(BundleError, match=message):
+        with_exported(build_restorer("tiny"), manifest(tmp_path / "export", **changes), weights_digest="a")
+
+
+def test_no_export(tmp_path):
+    with pytest.raises(BundleError, match="holds no export"):
+        with_exported(build_restorer("tiny"), tmp_path)
+
+
+@pytest.mark.full
+def test_onnx_runtime_equals_pytorch_and_leaves_the_original_alone(randomise, tmp_path):
+    pytest.importorskip("onnxscript")
+    net = randomise(build_restorer("tiny"))
+    before = dict(net._modules)
+    export_parts(net, tmp_path / "out", formats=["onnx"], about={"weights_sha256": "a"})
+    engine = with_exported(net, tmp_path / "out", weights_digest="a")
+    assert largest_difference_hu(net, engine) < 0.01
+    assert largest_difference_hu(net, randomise(build_restorer("tiny"), seed=1)) > 1  # the measure can fail
+    assert net._modules == before and list(engine.parameters()) == []
+    assert engine.multiple == net.multiple

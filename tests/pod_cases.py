@@ -1,0 +1,135 @@
+"""What happens to pods, whatever engine runs them: interruption, sudden death, shards."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from phantom_series import write_phantom_series
+from pod_simulator import Container, pod_of_folder, volume
+
+STORAGE = "ct-enhance-storage"
+
+
+def wait_until(condition: Callable[[], Any], container: Container, seconds: float = 240) -> None:
+    """Poll until something has happened; the container must not end before."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert container.process.poll() is None, container.log.read_text()[-3000:]
+        assert time.monotonic() < until, container.log.read_text()[-3000:]
+        time.sleep(0.002)
+
+
+def give_to_root(folder: Path) -> None:
+    """Undo fsGroup."""
+    if os.getuid() == 0:
+        os.chown(folder, 0, 0)
+    else:
+        folder.chmod(0o555)
+
+
+def weights(storage: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(storage / "smoke" / "model.pt", weights_only=True)
+
+
+def checkpoints(storage: Path) -> set[str]:
+    return {path.name for path in (storage / "smoke" / "checkpoints").glob("checkpoint_*.pt.sha256")}
+
+
+def train(engine: Any, storage: Path) -> Container:
+    return engine.start(pod_of_folder("overlays/cpu-smoke"), {STORAGE: storage})
+
+
+def uninterrupted(engine: Any, storage: Path) -> dict[str, Any]:
+    """The weights of the same training in one go; the folder is emptied for the next."""
+    container = train(engine, storage)
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    result = weights(storage)
+    (storage / "smoke").rename(storage / "one-go")
+    return result
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    import torch
+
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def training_is_interrupted_and_goes_on(engine: Any, storage: Path) -> None:
+    """SIGTERM gives 75 and a checkpoint; the same pod again goes on, to the weights of an undisturbed training."""
+    expected = uninterrupted(engine, storage)
+    codes = []
+    for number in range(3):
+        container, before = train(engine, storage), checkpoints(storage)
+        while number < 2 and checkpoints(storage) <= before and container.process.poll() is None:
+            time.sleep(0.01)
+        if number < 2 and container.process.poll() is None:
+            container.signal(signal.SIGTERM)
+            assert container.process.wait(pod_of_folder("overlays/cpu-smoke").grace_seconds) is not None
+        codes.append(container.wait())
+        if codes[-1] == 0:
+            break
+        assert codes[-1] == 75, container.log.read_text()[-3000:]
+        assert container.last_line().startswith("error: ") and "again" in container.last_line()
+    assert codes[0] == 75 and codes[-1] == 0, codes
+    assert same(weights(storage), expected)
+
+
+def killed_in_the_middle_of_a_save(engine: Any, storage: Path) -> None:
+    """SIGKILL while a checkpoint is written: the next pod goes on from the one before, and tidies up."""
+    expected = uninterrupted(engine, storage)
+    container = train(engine, storage)
+    folder = storage / "smoke" / "checkpoints"
+    # The second save: there is something to go on from.
+    wait_until(lambda: checkpoints(storage) and any(folder.glob(".checkpoint_*.part")), container)
+    container.signal(signal.SIGKILL)
+    assert container.wait() == 137
+    torn = {path.name for path in folder.glob(".*.part")}
+    assert torn, "the save was over before the signal came"
+    container = train(engine, storage)
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    assert {path.name for path in folder.glob(".*.part")} == set()
+    assert same(weights(storage), expected)
+
+
+def each_series_is_restored_by_exactly_one_index(engine: Any, folder: Path, *, indices: int = 3) -> None:
+    """All indices at once on one volume; every series is done once, and a second round does nothing."""
+    for number in range(7):
+        write_phantom_series(
+            folder / "volume" / "in" / f"scan{number}", patient=f"patient-{number}", slices=4, seed=number
+        )
+    from tiny_workflows import write_tiny_weights  # MONAI takes seconds to import
+
+    (folder / "volume" / "train").mkdir()
+    write_tiny_weights(folder / "volume" / "train" / "model.pt", part="refiner", scale=0.01)
+    storage = volume(folder / "volume", 10001)
+    pods = [pod_of_folder("inference", index=index) for index in range(indices)]
+    assert {part for pod in pods for part in pod.argv if "/" in part and part[0].isdigit()} == {
+        f"{index}/{indices}" for index in range(indices)
+    }
+    tiny = "preset: tiny\nmixed_precision: 'off'\n"
+    for pod in pods:
+        for contents in pod.files.values():
+            contents["inference.yaml"] = tiny
+    containers = [engine.start(pod, {STORAGE: storage}) for pod in pods]
+    logs = []
+    for container in containers:
+        assert container.wait() == 0, container.log.read_text()[-3000:]
+        logs.append(container.log.read_text())
+    done = sorted(path.parent.name for path in (storage / "out").glob("*/summary.json"))
+    assert len(done) == 7
+    said = Counter(key for log in logs for key in done if f"series {key}: done" in log)
+    assert said == Counter(done)
+    files = {path: path.stat().st_mtime_ns for path in (storage / "out").glob("*/dicom/*.dcm")}
+    assert len(files) == 28 and not list((storage / "out").glob(".*.part"))
+    again = [engine.start(pod, {STORAGE: storage}) for pod in pods]
+    assert [container.wait() for container in again] == [0] * indices
+    assert {path: path.stat().st_mtime_ns for path in (storage / "out").glob("*/dicom/*.dcm")} == files
+    listed = [json.loads(path.read_text())["series"] for path in (storage / "out").glob("summary*.json")]
+    assert {key for series in listed for key in series} == set(done)

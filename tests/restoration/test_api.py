@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from phantom_series import phantom_hu, write_phantom_series
+from tiny_workflows import run_tiny, write_tiny_weights
+
+from bundle.errors import BundleError
+from bundle.restoration.api import load_restorer
+
+AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    weights = write_tiny_weights(tmp_path_factory.mktemp("api") / "model.pt", part="denoiser", scale=0.02)
+    return {"preset": "tiny", "weights_file": str(weights), "device": "cpu", "mixed_precision": "off"}
+
+
+def test_an_array_and_a_folder_give_what_the_command_gives(tiny, tmp_path):
+    import nibabel
+
+    hu = write_phantom_series(tmp_path / "in", slices=6, size=48, spacing=(0.8, 0.8, 2.5))
+    (found,) = load_restorer(**tiny).folder(tmp_path / "in")
+    run_tiny(
+        "inference.yaml", "inference", dataset_dir=tmp_path / "in", output_dir=tmp_path / "out",
+        weights=tiny["weights_file"], save_nifti=True,
+    )  # fmt: skip
+    (file,) = (tmp_path / "out").glob("*/volume.nii.gz")
+    written = nibabel.load(file)
+    # On its way to the files the change is held in float16: eleven bits of it.
+    difference = np.abs(found.restored_hu - np.asarray(written.dataobj))
+    assert (difference <= np.abs(found.restored_hu - hu) * 2**-10 + 1e-3).all()
+    np.testing.assert_allclose(found.affine, written.affine, atol=1e-4)
+    of_array = load_restorer(**tiny)(hu, found.affine)
+    np.testing.assert_array_equal(of_array.restored_hu, found.restored_hu)
+    assert found.key == file.parent.name and of_array.uncertainty_hu is None
+    assert np.abs(found.restored_hu - hu).max() > 1
+
+
+def test_samples_give_an_uncertainty_and_one_load_serves_many(tiny):
+    restore = load_restorer(**tiny, steps=2, num_samples=3, tile_size=[32, 32, 4])
+    hu = phantom_hu(size=40, slices=5)
+    first, again = restore(hu, AFFINE), restore(hu, AFFINE)
+    assert first.uncertainty_hu is not None and first.uncertainty_hu.shape == hu.shape
+    np.testing.assert_array_equal(first.restored_hu, again.restored_hu)
+    changed = first.restored_hu != hu
+    assert (first.uncertainty_hu[changed] > 0).mean() > 0.99 and (first.uncertainty_hu[~changed] == 0).all()
+
+
+def test_strength_zero_is_the_input(tiny):
+    hu = phantom_hu(size=40, slices=3)
+    np.testing.assert_array_equal(load_restorer(**tiny, strength=0.0)(hu, AFFINE).restored_hu, hu)
+
+
+def test_what_cannot_be_restored(tiny):
+    restore = load_restorer(**tiny)
+    with pytest.raises(BundleError, match="shape"):
+        restore(np.zeros((4, 4)), AFFINE)
+    with pytest.raises(BundleError, match="finite"):
+        restore(np.full((16, 16, 2), np.nan), AFFINE)
+    with pytest.raises(BundleError, match="affine"):
+        restore(np.zeros((16, 16, 2)), np.zeros((4, 4)))
+    with pytest.raises(BundleError, match=r"unknown option --step \(did you mean --steps\?\)"):
+        load_restorer(step=4)

@@ -1,0 +1,76 @@
+"""In or out of domain: what is measured, and how it is held against ranges."""
+
+import numpy as np
+import pytest
+from phantom_series import phantom_hu, write_phantom_series
+from pydicom.dataset import Dataset
+from scipy import ndimage
+
+from bundle.dicom.index import read_volume
+from bundle.restoration.domain import PROPERTIES, judge, measure
+from bundle.restoration.nifti import NiftiSource
+
+INSIDE = {"noise_hu": 20.0, "pixel_mm": 0.8, "contrast": "yes"}
+RANGES = {"noise_hu": [5, 40], "pixel_mm": [0.5, 1.0], "contrast": ["yes", "no or not said"]}
+
+
+def nifti(hu):
+    return NiftiSource(hu.astype(np.float32), np.diag([0.8, 0.8, 2.5, 1.0]))
+
+
+def test_within_all_ranges_is_inside():
+    domain = judge(INSIDE, RANGES)
+    assert domain.inside and domain.word == "yes" and domain.reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("noise_hu", 41.0, "noise 41 HU is above 40"), ("pixel_mm", 0.4, "below 0.5"), ("contrast", "maybe", "maybe")],
+)
+def test_each_property_out_of_range_is_a_reason_in_words(name, value, said):
+    domain = judge({**INSIDE, name: value}, RANGES)
+    assert not domain.inside and domain.word == "no"
+    assert len(domain.reasons) == 1 and said in domain.reasons[0]
+    assert said in domain.said
+
+
+def test_what_is_unknown_on_either_side_says_nothing():
+    assert judge({**INSIDE, "noise_hu": None, "bone_fraction": 0.9}, RANGES).inside
+    assert judge(INSIDE, {}).word == "unknown"
+
+
+def test_a_phantoms_properties(tmp_path):
+    write_phantom_series(tmp_path, slices=6, size=128, ContrastBolusAgent="Ultravist")
+    volume = read_volume(str(tmp_path))
+    found = measure(volume, volume.headers[0])
+    assert set(found) == set(PROPERTIES)
+    assert found["noise_hu"] == pytest.approx(15, rel=0.15), "the phantom's white noise"
+    assert (found["pixel_mm"], found["slice_mm"], found["thickness_mm"]) == (0.8, 2.5, 2.5)
+    assert 0.05 < found["lung_fraction"] < 0.5 and 0 < found["bone_fraction"] < 0.2
+    assert (found["metal_fraction"], found["contrast"]) == (0.0, "yes")
+
+
+def test_a_smoother_kernel_has_a_lower_noise_frequency():
+    rng = np.random.default_rng(0)
+    i, j = np.mgrid[-1:1:192j, -1:1:192j]
+    clean = np.where(i**2 + j**2 < 0.8, 50.0, -1000.0)[:, :, None].repeat(4, axis=2)
+    frequencies = []
+    for sigma in (0.0, 0.7, 1.5):
+        noise = ndimage.gaussian_filter(rng.normal(0, 1, clean.shape), (sigma, sigma, 0))
+        frequencies.append(measure(nifti(clean + 10 * noise / noise.std()))["noise_frequency_per_mm"])
+    assert frequencies == sorted(frequencies, reverse=True)
+    assert frequencies[0] > 1.5 * frequencies[2]
+
+
+def test_metal_is_counted_and_a_volume_without_headers_has_none():
+    hu = phantom_hu(slices=4)
+    hu[30:34, 30:34, 1] = 3500
+    found = measure(nifti(hu))
+    assert found["metal_fraction"] == pytest.approx(16 / hu.size, abs=1e-6)
+    assert found["thickness_mm"] is None and found["contrast"] is None
+
+
+def test_a_header_without_a_thickness_and_a_volume_of_air_are_no_error():
+    air = np.full((64, 64, 1), -1000.0)
+    found = measure(nifti(air), Dataset())
+    assert found["lung_fraction"] is found["slice_mm"] is found["thickness_mm"] is None

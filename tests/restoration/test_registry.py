@@ -1,0 +1,68 @@
+"""Cards of weights: read whole, never of other weights, and chosen by task."""
+
+import hashlib
+import json
+
+import pytest
+
+from bundle.errors import BundleError
+from bundle.restoration.registry import NO_CARD, read_card, weights_for
+
+CARD = {
+    "schema": 1,
+    "name": "small",
+    "task": "denoise",
+    "sampler": "bridge",
+    "domain": {"noise_hu": [5, 40]},
+    "uncertainty": {"scale": 1.3, "residual_std": [0.5, 0.25]},
+}
+
+
+def weights(folder, name="model", **changes):
+    path = folder / f"{name}.pt"
+    path.write_bytes(name.encode())
+    card = {**CARD, "sha256": hashlib.sha256(name.encode()).hexdigest(), **changes}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    return path
+
+
+def test_a_card_is_read_whole(tmp_path):
+    card = read_card(weights(tmp_path))
+    assert (card.task, card.sampler, card.domain) == ("denoise", "bridge", {"noise_hu": [5, 40]})
+    assert (card.residual_std, card.uncertainty_scale, card.uncertainty_scale_known) == ((0.5, 0.25), 1.3, True)
+
+
+def test_without_a_calibration_the_scale_is_one_and_said_to_be_unknown(tmp_path):
+    card = read_card(weights(tmp_path, uncertainty={}))
+    assert (card.uncertainty_scale, card.uncertainty_scale_known) == (1.0, False)
+
+
+def test_no_card_and_the_card_of_other_weights_are_none(tmp_path, caplog):
+    assert read_card(tmp_path / "other.pt") is NO_CARD
+    path = weights(tmp_path)
+    path.write_bytes(b"trained on")
+    assert read_card(path) is NO_CARD
+    assert "other weights" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 1, "uncertainty": {"scale": "wide"}}'])
+def test_a_damaged_card_is_named(tmp_path, text):
+    path = weights(tmp_path)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(BundleError, match=r"model\.json"):
+        read_card(path)
+
+
+def test_weights_are_chosen_by_task(tmp_path):
+    weights(tmp_path, "aaa", task="thin")
+    expected = weights(tmp_path, "model")
+    assert weights_for("denoise", tmp_path) == str(expected)
+    assert weights_for("thin", tmp_path).endswith("aaa.pt")
+
+
+def test_weights_without_a_card_are_for_denoising(tmp_path):
+    assert weights_for("denoise", tmp_path).endswith("model.pt")
+    with pytest.raises(BundleError, match="no weights for task 'thin'"):
+        weights_for("thin", tmp_path)
+    with pytest.raises(BundleError, match="task 'sharpen'"):
+        weights_for("sharpen", tmp_path)

@@ -1,0 +1,82 @@
+"""The Parametric Map: right values at right places, whole, repeatable, lawful DICOM."""
+
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from phantom_series import write_phantom_series
+
+from bundle.dicom.index import read_volume
+from bundle.dicom.writer import Derivation, write_derived_series
+from bundle.restoration.registry import NO_CARD, WeightsCard
+from bundle.restoration.uncertainty import STEP_HU, Uncertainty, write_parametric_map
+
+DCIODVFY = Path(sys.executable).with_name("dciodvfy")
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 6)
+CALIBRATED = WeightsCard(uncertainty_scale=1.5, uncertainty_scale_known=True)
+DERIVATION = Derivation(
+    description="d", series_suffix="enhanced", settings_digest="ab", weights_digest="cd", software_version="0"
+)
+
+
+@pytest.fixture(scope="module")
+def derived(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series")
+    write_phantom_series(folder / "in", slices=5, ImageOrientationPatient=["0", "1", "0", "-1", "0", "0"])
+    volume = read_volume(str(folder / "in"))
+    return write_derived_series(volume, volume.array + 1, folder / "out", derivation=DERIVATION, now=NOW)
+
+
+def deviation():
+    return np.random.default_rng(0).gamma(4, 3, (64, 64, 5)).astype(np.float16)
+
+
+def test_frames_hold_the_scaled_deviation_at_the_derived_slices(tmp_path, derived):
+    uncertainty = Uncertainty(deviation(), scale=1.5)
+    image = pydicom.dcmread(write_parametric_map(tmp_path, uncertainty, derived, now=NOW, card=CALIBRATED))
+    mapping = image.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    values = image.pixel_array * mapping.RealWorldValueSlope + mapping.RealWorldValueIntercept
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "[hnsf'U]"
+    sources = {str(pydicom.dcmread(p, stop_before_pixels=True).SOPInstanceUID): k for k, p in enumerate(derived.paths)}
+    for frame, groups in zip(values, image.PerFrameFunctionalGroupsSequence, strict=True):
+        item = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        k = sources[str(item.ReferencedSOPInstanceUID)]
+        header = pydicom.dcmread(derived.paths[k], stop_before_pixels=True)
+        assert list(groups.PlanePositionSequence[0].ImagePositionPatient) == list(header.ImagePositionPatient)
+        np.testing.assert_allclose(frame, 1.5 * deviation()[:, :, k].T.astype(np.float32), atol=STEP_HU / 2 + 1e-6)
+    assert image.StudyInstanceUID == header.StudyInstanceUID and image.SeriesInstanceUID != header.SeriesInstanceUID
+
+
+def test_the_same_inputs_give_the_same_bytes_and_other_values_other_uids(tmp_path, derived):
+    first, second = (
+        write_parametric_map(tmp_path / name, Uncertainty(deviation(), scale=1), derived, now=NOW, card=NO_CARD)
+        for name in "ab"
+    )
+    assert first.read_bytes() == second.read_bytes()
+    other = write_parametric_map(tmp_path / "c", Uncertainty(deviation(), scale=2), derived, now=NOW, card=NO_CARD)
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in (first, other)]
+    assert uids[0] != uids[1]
+
+
+def test_values_beyond_16_bits_are_held_at_the_top(tmp_path, derived):
+    large = np.full((64, 64, 5), 5000.0, np.float32)
+    image = pydicom.dcmread(write_parametric_map(tmp_path, Uncertainty(large, scale=1), derived, now=NOW, card=NO_CARD))
+    assert (image.pixel_array == 65535).all()
+
+
+@pytest.mark.skipif(not DCIODVFY.exists(), reason="dicom3tools is not installed")
+def test_the_reference_checker_finds_no_error(tmp_path, derived):
+    path = write_parametric_map(tmp_path, Uncertainty(deviation(), scale=1), derived, now=NOW, card=NO_CARD)
+    done = subprocess.run([str(DCIODVFY), "-new", str(path)], capture_output=True, text=True, check=False)
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    assert errors == []
+
+
+def test_the_summary_says_how_large_and_whether_calibrated():
+    said = Uncertainty(np.full((4, 4, 2), 3.0, np.float32), scale=2.0).described(CALIBRATED)
+    assert (said["mean_hu"], said["scale"], said["calibrated"]) == (6.0, 2.0, True)
+    assert Uncertainty(np.zeros((4, 4, 2), np.float32), scale=1.0).described(NO_CARD)["mean_hu"] == 0
