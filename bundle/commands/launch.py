@@ -4,6 +4,7 @@ torchrun always ends with 1, whatever its workers returned. Each worker therefor
 that this process names, and the code of the whole is made of those. Standard library only.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -100,4 +101,4 @@ def _exit_code(status: int, codes: Mapping[int, int], *, stopped: bool) -> int:
 
 def _is_elastic(options: Sequence[str]) -> bool:
     joined = " ".join(options).replace("=", " ").split()
-    return any(a in ("--nnodes",) and ":" in b for a, b in zip(joined, joined[1:], strict=False))
+    return any(a == "--nnodes" and ":" in b for a, b in itertools.pairwise(joined))

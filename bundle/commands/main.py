@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from bundle import __version__
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
 
-_COMMANDS = ("run", "launch", "inspect", "doctor", "export", "pack", "pacs")  # bundle/commands/NAME.py, function NAME(arguments)
+# bundle/commands/NAME.py, function NAME(arguments).
+_COMMANDS = ("run", "launch", "inspect", "doctor", "export", "pack", "pacs")
 
 _EXIT_CODES = """\
 exit codes:

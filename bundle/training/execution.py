@@ -13,9 +13,7 @@ from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 
 
-def prepare(
-    restorer: Restorer, *, activation_checkpointing: bool | str = False, compile: bool | str = False
-) -> bool:
+def prepare(restorer: Restorer, *, activation_checkpointing: bool | str = False, compile: bool | str = False) -> bool:
     """Switch on what was asked for; names and values of the weights stay.
 
     Args:

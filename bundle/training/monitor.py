@@ -128,6 +128,7 @@ class Monitor:
     def _close(self, _: BundleTrainer) -> None:
         for sink in self.sinks if self._begun else ():
             sink.close()
+        self._begun = False  # Ignite tells of an error more than once
 
     def _fail(self, trainer: BundleTrainer, error: BaseException) -> None:
         """Close the sinks; whoever handles this event has to raise the error again."""

@@ -23,7 +23,9 @@ _STEP_COLUMNS = [
     *("step", "epoch", "phase", "loss", *LOSS_TERMS, "norm", *(f"lr_{group}" for group in GROUPS)),
     *("steps_per_second", "data_wait", "skipped_steps"),
 ]
-_METRIC_COLUMNS = [f"{name}{which}" for name in ("val_psnr_1000", "val_ssim_1000", "val_rmse_1000_hu") for which in COMPARED]
+_METRIC_COLUMNS = [
+    f"{name}{which}" for name in ("val_psnr_1000", "val_ssim_1000", "val_rmse_1000_hu") for which in COMPARED
+]
 COLUMNS = (*_STEP_COLUMNS, *_METRIC_COLUMNS)
 
 # Centre and width in HU (the usual presets of CT viewers).

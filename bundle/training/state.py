@@ -128,7 +128,12 @@ def versions() -> dict[str, str]:
 def settings_digest(trainer: BundleTrainer) -> str:
     """Digest of the phases and rates: what may be changed between two parts of a run, but should not by accident."""
     return digest(
-        repr([(phase.name, sorted(phase.multipliers.items()), sorted(phase.losses.items())) for phase in trainer.plan.phases]),
+        repr(
+            [
+                (phase.name, sorted(phase.multipliers.items()), sorted(phase.losses.items()))
+                for phase in trainer.plan.phases
+            ]
+        ),
         repr((trainer.base_rate, trainer.warmup_steps, trainer.schedule_name, trainer.final_rate, trainer.clip_norm)),
     )
 

@@ -107,9 +107,10 @@ class BundleTrainer(SupervisedTrainer):
         self.begun_by_weights = False  # of another run's checkpoint
         self.begun_with = world  # processes; a checkpoint brings its own number
         self.sampler = _sampler(len(dataset), batch_size, rank, world)
-        self._memory = {"memory_format": torch.channels_last_3d} if channels_last else {}
+        self._memory_format = torch.channels_last_3d if channels_last else torch.preserve_format
         device = torch.device(device)
-        step.to(device, **self._memory)
+        step.to(device)
+        _format_weights(step, self._memory_format)
         self.average = average
         average.module.to(device)
         super().__init__(
@@ -162,7 +163,7 @@ class BundleTrainer(SupervisedTrainer):
         """Whether no gradient waits for an optimizer step: only then is a checkpoint the whole state."""
         return self._accumulation(self.state.iteration - 1)[1]
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Train to the end of the plan, or to where a handler stops it.
 
         Raises:
@@ -241,7 +242,9 @@ class BundleTrainer(SupervisedTrainer):
         """Whether this iteration is the first and the last of an optimizer step; epochs and phases end with one."""
         start, end = self._segment(iteration)
         within = iteration - start
-        return within % self.accumulation_steps == 0, (within + 1) % self.accumulation_steps == 0 or iteration + 1 == end
+        return within % self.accumulation_steps == 0, (
+            within + 1
+        ) % self.accumulation_steps == 0 or iteration + 1 == end
 
     def _segment(self, iteration: int) -> tuple[int, int]:
         """First iteration, and the one behind the last, of the part of an epoch that lies in one phase."""
@@ -318,7 +321,10 @@ class BundleTrainer(SupervisedTrainer):
         self.restorer.measure(batch["image"], batch["label"], batch["noise_level"])
 
     def _formatted(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {key: value.to(**self._memory) if value.ndim == 5 else value for key, value in batch.items()}
+        return {
+            key: value.to(memory_format=self._memory_format) if value.ndim == 5 else value
+            for key, value in batch.items()
+        }
 
 
 def _go_to_data_position(trainer: BundleTrainer) -> None:
@@ -344,6 +350,12 @@ def _enter_epoch(trainer: BundleTrainer) -> None:
 
 def _leave_epoch(trainer: BundleTrainer) -> None:
     trainer.sampler.skip = 0
+
+
+def _format_weights(step: torch.nn.Module, memory_format: torch.memory_format) -> None:
+    for parameter in step.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.to(memory_format=memory_format)
 
 
 def _sampler(length: int, batch_size: int, rank: int, world: int) -> ResumableBatchSampler:

@@ -112,7 +112,8 @@ def further_metrics(slabs: int) -> dict[str, Metric]:
 
 def psnr(image_hu: torch.Tensor, label_hu: torch.Tensor) -> float:
     """PSNR in dB, data range 2000 HU."""
-    return float(PSNRMetric(max_val=_RANGE_HU)(image_hu, label_hu))
+    metric: Any = PSNRMetric(max_val=_RANGE_HU)
+    return float(metric(image_hu, label_hu))
 
 
 def ssim(image_hu: torch.Tensor, label_hu: torch.Tensor) -> float:
@@ -124,7 +125,8 @@ def ssim(image_hu: torch.Tensor, label_hu: torch.Tensor) -> float:
 
 def rmse_hu(image_hu: torch.Tensor, label_hu: torch.Tensor) -> float:
     """Root mean square error in HU."""
-    return float(RMSEMetric()(image_hu, label_hu))
+    metric: Any = RMSEMetric()
+    return float(metric(image_hu, label_hu))
 
 
 def _slices(volume_hu: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -92,4 +91,4 @@ def test_a_worker_alone_leaves_no_code(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     note_exit_code(75)
-    assert module._last_attempt(tmp_path) == {1: 75} and os.listdir(tmp_path) == ["2.1"]
+    assert module._last_attempt(tmp_path) == {1: 75} and [path.name for path in tmp_path.iterdir()] == ["2.1"]

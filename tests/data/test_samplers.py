@@ -1,6 +1,6 @@
 import pytest
 
-from bundle.data.samplers import ResumableBatchSampler
+from bundle.data.samplers import ResumableBatchSampler, ShardSampler, in_order
 
 
 def flat(batches):
@@ -41,3 +41,16 @@ def test_ranks_partition_the_global_batch(world):
 def test_an_epoch_without_a_batch():
     with pytest.raises(ValueError, match="no batch of 4 on 2 processes"):
         ResumableBatchSampler(7, batch_size=4, world_size=2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_shards_have_every_sample_once_and_the_same_length(length, world):
+    """Also where there are fewer samples than ranks: nobody may be without a step that the others take."""
+    shards = [list(ShardSampler(range(length), rank=rank, world_size=world)) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {len(ShardSampler(range(length), world_size=world))}
+    assert in_order(shards, length) == list(range(length))
+
+
+def test_nothing_to_share():
+    assert list(ShardSampler([], rank=1, world_size=2)) == [] and in_order([[], []], 0) == []

@@ -1,4 +1,5 @@
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from torch import nn
 
 from bundle.errors import BundleError, ExitCode
 from bundle.files import file_digest
-from bundle.networks.weights import load_weights
+from bundle.networks.presets import build_restorer
+from bundle.networks.weights import load_starting_weights, load_weights, save_weights
 
 
 def network(seed: int = 0, width: int = 3) -> nn.Module:
@@ -95,3 +97,71 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, monkeypatch, save):
 def test_weights_of_another_network_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pt")
     assert "does not fit" in str(refused(tmp_path / "model.pt", network()))
+
+
+# ---- starting weights -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(3)
+    restorer = build_restorer("tiny")
+    with torch.no_grad():
+        for parameter in restorer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return restorer
+
+
+def start_from(content, tmp_path):
+    torch.save(content, tmp_path / "start.pt")
+    restorer = build_restorer("tiny")
+    return restorer, load_starting_weights(restorer, tmp_path / "start.pt")
+
+
+def test_all_of_ours_is_loaded(source, tmp_path):
+    save_weights(source, tmp_path / "model.pt")
+    restorer = build_restorer("tiny")
+    report = load_starting_weights(restorer, tmp_path / "model.pt")
+    assert same(restorer, source) and report.left == report.unused == () and report.digest
+    assert "0 keep their start" in report.summary and report.layout == "this bundle's"
+
+
+@pytest.mark.parametrize("part,prefix", [("autoencoder", "autoencoder.net."), ("denoiser", "denoiser.net.")])
+@pytest.mark.parametrize("layout", ["generative", "core", "wrapped"])
+def test_one_network_in_the_layout_of_monai_generative_or_core(source, tmp_path, part, prefix, layout):
+    """Attention is not in the tiny networks; test_compat shows the renaming with it."""
+    state = dict(getattr(source, part).net.state_dict())
+    if layout == "core":
+        state = {re.sub(r"(decoder\.blocks\.\d+)\.conv\.conv\.", r"\1.postconv.conv.", k): v for k, v in state.items()}
+    if layout == "wrapped":
+        state = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    restorer, report = start_from(state, tmp_path)
+    assert same(getattr(restorer, part).net, getattr(source, part).net)
+    assert all(name.startswith(prefix) for name in report.loaded) and report.unused == ()
+    assert {name for name in report.left if name.startswith(prefix)} == set()
+
+
+def test_what_does_not_fit_is_told(source, tmp_path):
+    state = dict(source.state_dict())
+    name = next(iter(state))
+    state[name] = torch.zeros(3, 3)
+    state["another.weight"] = torch.zeros(1)
+    _, report = start_from(state, tmp_path)
+    assert list(report.reshaped) == [name] and report.left == (name,) and report.unused == ("another.weight",)
+    assert report.as_dict()["other_shape"][name][0] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ({"a.weight": torch.zeros(1)}, "none of its 1 tensors has a place"),
+        ([1], "does not fit the network"),
+        (
+            {"conv_in.conv.weight": torch.zeros(1), "down_blocks.0.attn.out_proj.weight": torch.zeros(1)},
+            "attention projections that this one does not have",
+        ),
+    ],
+)
+def test_what_fits_nowhere_or_computes_otherwise_is_refused(content, message, tmp_path):
+    with pytest.raises(BundleError, match=message):
+        start_from(content, tmp_path)

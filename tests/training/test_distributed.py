@@ -138,7 +138,7 @@ def alone(scans, cache, tmp_path_factory):
 
 def test_the_config_for_several_is_asked_for(seen):
     for rank in seen["ranks"]:
-        name, text, code = rank["alone"]
+        _, text, code = rank["alone"]
         assert code == ExitCode.USER and "add configs/multi_gpu.yaml" in text
 
 
@@ -209,7 +209,9 @@ def test_another_number_of_processes_is_refused_unless_allowed(seen, alone, scan
     before = run(scans, cache, folder, batch_size=1)
     assert "made with another number of processes: 2, this run has 1" in before["error"][1]
     after = run(scans, cache, folder, batch_size=1, allow_world_size_change=True)
-    assert [i for i, _ in after["losses"]] == list(range(3, STEPS + 1))  # rank 1 died in step 4, the last checkpoint is of step 2
+    assert [i for i, _ in after["losses"]] == list(
+        range(3, STEPS + 1)
+    )  # rank 1 died in step 4, the last checkpoint is of step 2
 
     final = load_checkpoint(folder / "checkpoints/checkpoint_final.pt")
     expected = load_checkpoint(seen["folder"] / "whole/checkpoints/checkpoint_final.pt")
@@ -236,4 +238,3 @@ def test_alone_nothing_is_exchanged():
         pass
     with pytest.raises(BundleError, match="backend 'mpi' is unknown"):
         distributed.start("mpi")
-

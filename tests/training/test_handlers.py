@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 
@@ -8,7 +10,7 @@ import torch
 from ignite.engine import Events
 from training_fixtures import equal, make_workflow
 
-from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
+from bundle.errors import ExitCode, InterruptedRun, find_bundle_error, report
 from bundle.files import file_digest
 from bundle.networks.presets import build_restorer
 from bundle.training.checkpoints import load_checkpoint, newest_checkpoint
@@ -157,6 +159,67 @@ def test_a_damaged_newest_one_is_set_aside(settings, copied):
     workflow.run()
     assert seen == [5, 6, 7, 8] and equal(final(copied), before)
     assert (copied / "checkpoints" / "checkpoint_epoch_1.damaged").is_file()
+
+
+def test_an_epoch_whose_validation_was_cut_off_gets_it_after_the_resume(settings, tmp_path):
+    """Stopped after the last step of epoch 0: the step's checkpoint is newer than any of the epoch's."""
+    settings = {**settings, "val_interval": 1}
+    make_workflow(output_dir=tmp_path / "whole", **settings)[0].run()
+    workflow, trainer = make_workflow(output_dir=tmp_path / "stopped", **settings)
+    stop_at(trainer, 4)
+    with pytest.raises(Exception):  # noqa: B017
+        workflow.run()
+    folder = tmp_path / "stopped" / "checkpoints"
+    assert {path.name for path in folder.glob("*.pt")} == {"checkpoint_step_4.pt"}
+    workflow, _ = make_workflow(output_dir=tmp_path / "stopped", **settings)
+    epochs = []
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: epochs.append(e.state.epoch))
+    workflow.run()
+    assert epochs == [1, 2]
+    for name in ("epoch_0", "epoch_1", "best", "final"):
+        assert equal(
+            *(load_checkpoint(tmp_path / run / "checkpoints" / f"checkpoint_{name}.pt") for run in ("whole", "stopped"))
+        ), name
+
+
+def test_stopped_during_a_validation_it_ends_with_the_epochs_checkpoint(settings, tmp_path):
+    workflow, trainer = make_workflow(output_dir=tmp_path, **{**settings, "val_interval": 1})
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+    evaluator.add_event_handler(Events.ITERATION_STARTED(once=1), lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    assert "stopped after epoch 0" in str(find_bundle_error(caught.value))
+    assert trainer.state.iteration == 4
+
+
+def write_until_full(folder, limit, settings):
+    """Train in a process that may not write files larger than `limit`: what a full disk does to a save."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # write() then fails with EFBIG
+    workflow, trainer = make_workflow(output_dir=folder, **settings)
+
+    def fill(engine):
+        if engine.state.iteration == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    trainer.add_event_handler(Events.ITERATION_STARTED, fill)
+    try:
+        workflow.run()
+    except Exception as error:
+        os._exit(report(error))
+
+
+def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before_and_ends_with_74(settings, tmp_path, capfd):
+    process = multiprocessing.get_context("fork").Process(target=write_until_full, args=(tmp_path, 10**6, settings))
+    process.start()
+    process.join(300)
+    assert process.exitcode == ExitCode.IO
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "could not be written" in lines[0] and "make room" in lines[0]
+    folder = tmp_path / "checkpoints"
+    assert newest_checkpoint(folder).name == "checkpoint_epoch_0.pt" and not list(folder.glob(".*"))
+    make_workflow(output_dir=tmp_path, **settings)[0].run()
+    assert final(tmp_path)["trainer"]["iteration"] == STEPS
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------

@@ -26,7 +26,11 @@ def test_every_iteration_has_its_phase():
 
 def test_phases_may_be_given_in_steps_and_mixed():
     plan = PhasePlan([{**phase("a", 2), "steps": 3}, phase("b", 1), {**phase("c", 0), "steps": 2}])
-    assert [(span.phase.name, span.first, span.end) for span in plan.spans(4)] == [("a", 0, 3), ("b", 3, 7), ("c", 7, 9)]
+    assert [(span.phase.name, span.first, span.end) for span in plan.spans(4)] == [
+        ("a", 0, 3),
+        ("b", 3, 7),
+        ("c", 7, 9),
+    ]
     with pytest.raises(BundleError, match="nothing to train"):
         PhasePlan([{**phase("a", 2), "steps": 0}])
 

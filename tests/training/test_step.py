@@ -25,7 +25,9 @@ def phases():
     denoiser["losses"] = unrefined
     joint["losses"] = {**unrefined, "refined": 1.0, "reconstruction": 1.0}
     joint["multipliers"] = config["layer_lr_multipliers"]
-    return {fields["name"]: Phase(**{**fields, "epochs": 1, "steps": None}) for fields in (autoencoder, denoiser, joint)}
+    return {
+        fields["name"]: Phase(**{**fields, "epochs": 1, "steps": None}) for fields in (autoencoder, denoiser, joint)
+    }
 
 
 PHASES = phases()

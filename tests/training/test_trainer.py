@@ -335,7 +335,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(part):
 
 def test_nothing_but_bad_steps_ends_the_run(part):
     trainer, moved = make_trainer(part, poison={(0, index) for index in range(2, 8)}, max_skipped=3)
-    with pytest.raises(BundleError, match=r"not finite in 3 steps in a row, until iteration 5; .*series: key-one .*learning_rate"):
+    with pytest.raises(
+        BundleError, match=r"not finite in 3 steps in a row, until iteration 5; .*series: key-one .*learning_rate"
+    ):
         trainer.run()
     assert moved == [True, True, False, False]
 
@@ -358,6 +360,37 @@ def test_noise_of_an_iteration_does_not_depend_on_what_came_before(part):
         trainer.run()
         drawn.append(losses_of_run)
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 2
+
+
+def test_a_plan_in_steps_ends_within_an_epoch_after_validation_and_checkpoint(scans, cache, tmp_path):
+    """Phases change within epochs too; an optimizer step never reaches over a change."""
+    settings = {"autoencoder_steps": 3, "phase1_steps": 4, "num_steps": 7, "gradient_accumulation_steps": 2}
+    workflow, trainer = make_workflow(scans, tmp_path, cache=cache, **settings)
+    seen, ended = [], []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append((e.phase.name, e.between_updates)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: ended.append(e.state.iteration))
+    workflow.run()
+    assert [name for name, _ in seen] == ["autoencoder"] * 3 + ["denoiser"] * 4 + ["joint"] * 3
+    assert [n for n, (_, between) in enumerate(seen, 1) if between] == [2, 3, 4, 6, 7, 8, 10]
+    assert ended == [4, 8, 10]
+    assert load_checkpoint(tmp_path / "checkpoints" / "checkpoint_epoch_2.pt")["trainer"]["iteration"] == 10
+    again, trainer = make_workflow(scans, tmp_path, cache=cache, **settings)
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: pytest.fail("it was done"))
+    again.run()
+
+
+def test_the_adversary_trains_and_resumes(scans, cache, tmp_path):
+    settings = {"adversarial_weight": 0.05, "perceptual_weight": 0.1, "num_epochs": 1, "phase1_epochs": 1}
+    settings |= {"autoencoder_epochs": 2, "checkpoint_every": 3, "val_interval": 100}
+    make_workflow(scans, tmp_path / "whole", cache=cache, **settings)[0].run()
+    workflow, trainer = make_workflow(scans, tmp_path / "stopped", cache=cache, **settings)
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda e: e.stop_asked.set() if e.state.iteration == 6 else 0)
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    assert "stopped after iteration 6" in str(find_bundle_error(caught.value))
+    make_workflow(scans, tmp_path / "stopped", cache=cache, **settings)[0].run()
+    finals = [load_checkpoint(tmp_path / n / "checkpoints" / "checkpoint_final.pt") for n in ("whole", "stopped")]
+    assert "adversary" in finals[0] and equal(*finals)
 
 
 def test_max_epochs_ends_before_the_plan(part):
