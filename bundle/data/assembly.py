@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bundle.data.prepared import prepare_cases
+from bundle.data.prepared import PreparedCase, prepare_cases
+from bundle.data.recipe import describe
 from bundle.data.sources import find_cases
 from bundle.data.splits import Part, Split, split
 from bundle.files import write_json
@@ -18,11 +19,13 @@ class TrainingData:
         dataset_dir: folder of DICOM or NIfTI.
         transform: chain from files to image and noises.
         cache_dir: where prepared cases lie.
-        recipe: settings of `transform` that change its result.
+        recipe: settings beside those of `transform` that change the result.
         num_slices: slices of a training patch.
         realisations: noise realisations per case.
         max_samples: use only so many cases.
         gaps: as for `find_cases`.
+        pairs: as for `find_cases`.
+        validation_fold: as for `find_cases`.
         validation_fraction: share of the patients that validate.
         validation_folders: folders whose patients validate, instead of a share.
         seed: of the split.
@@ -35,11 +38,13 @@ class TrainingData:
         *,
         transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         cache_dir: str | Path,
-        recipe: Mapping[str, Any],
+        recipe: Mapping[str, Any] | None = None,
         num_slices: int,
         realisations: int = 1,
         max_samples: int | None = None,
         gaps: str = "refuse",
+        pairs: str | None = None,
+        validation_fold: int = 0,
         validation_fraction: float = 0.2,
         validation_folders: Sequence[str] = (),
         seed: int = 0,
@@ -48,11 +53,13 @@ class TrainingData:
         self.dataset_dir = dataset_dir
         self.transform = transform
         self.cache_dir = Path(cache_dir)
-        self.recipe = recipe
+        self.recipe = {**(recipe or {}), "transform": describe(transform)}  # now: transforms change while they work
         self.num_slices = num_slices
         self.realisations = realisations
         self.max_samples = max_samples
         self.gaps = gaps
+        self.pairs = pairs
+        self.validation_fold = validation_fold
         self.validation_fraction = validation_fraction
         self.validation_folders = list(validation_folders)
         self.seed = seed
@@ -64,7 +71,24 @@ class TrainingData:
         """Both sides; prepares the cases. Both are empty as long as no folder is named (a config that is only read)."""
         if self.dataset_dir is None:
             return Split((), (), "")
-        source = find_cases(self.dataset_dir, max_samples=self.max_samples, gaps=self.gaps)
+        prepared = self._prepared()
+        return split(
+            prepared,
+            patch_slices=self.num_slices,
+            fraction=self.validation_fraction,
+            folders=self.validation_folders,
+            seed=self.seed,
+        )
+
+    def _prepared(self) -> list[PreparedCase]:
+        assert self.dataset_dir is not None
+        source = find_cases(
+            self.dataset_dir,
+            max_samples=self.max_samples,
+            gaps=self.gaps,
+            pairs=self.pairs,
+            validation_fold=self.validation_fold,
+        )
         prepared, self.skipped = prepare_cases(
             source.cases,
             transform=self.transform,
@@ -73,14 +97,8 @@ class TrainingData:
             realisations=self.realisations,
             progress=self.progress,
         )
-        self.skipped.update({refusal.key: refusal.reason for refusal in source.refused})
-        return split(
-            prepared,
-            patch_slices=self.num_slices,
-            fraction=self.validation_fraction,
-            folders=self.validation_folders,
-            seed=self.seed,
-        )
+        self.skipped.update({refusal.key or refusal.where: refusal.reason for refusal in source.refused})
+        return prepared
 
     @property
     def train(self) -> tuple[Part, ...]:
@@ -99,10 +117,12 @@ class TrainingData:
 
     def write_summary(self, path: Path) -> None:
         """Write which case (by key) trains, validates or was skipped, and why."""
+        used = {part.case.key for part in self.train + self.validation}
         write_json(
             path,
             {
                 "validation_on": self.split.validation_on,
+                "cases": {"used": len(used), "skipped": len(self.skipped)},
                 "train": [_described(part) for part in self.train],
                 "validation": [_described(part) for part in self.validation],
                 "skipped": self.skipped,
