@@ -1,10 +1,12 @@
 """Peak memory and time of a restoration against the length of the study.
 
-    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset tiny|small] [--num_threads 1]
+    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset tiny] [--num_threads 1] [--air]
 
 Long studies are made by repeating a real series with new positions. Each length is restored by a fresh process, whose
 peak resident memory the system reports. `tiny` has the shape of `small` with fresh weights and a fraction of its cost:
-what it shows is how memory goes with the length; `small` shows the size of the part that goes with the tile.
+what it shows is how memory goes with the length; `small` shows the size of the part that goes with the tile. `--air`
+makes every voxel air, which the network is not given: reading, bookkeeping and writing alone, for lengths that would
+take hours on a busy machine.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pydicom
 from pydicom.uid import generate_uid
 
@@ -21,6 +24,7 @@ from bundle.configuration import bundle_root
 from bundle.data.sources import find_cases
 from bundle.networks.presets import build_restorer
 from bundle.training.handlers import save_weights
+from bundle.units import AIR_HU
 
 
 def main() -> None:
@@ -30,6 +34,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[50, 300, 1000])
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--air", action="store_true")
     options = parser.parse_args()
     print("slices   peak MB   seconds")
     with tempfile.TemporaryDirectory() as name:
@@ -40,12 +45,12 @@ def main() -> None:
             save_weights(build_restorer(options.preset), weights)
         for count in options.slices:
             study = folder / f"study_{count}"
-            repeat(Path(options.series), study, count)
+            repeat(Path(options.series), study, count, air=options.air)
             peak, seconds = restore(study, folder / f"out_{count}", weights, options)
             print(f"{count:6} {peak:9.0f} {seconds:9.1f}", flush=True)
 
 
-def repeat(series: Path, target: Path, count: int) -> None:
+def repeat(series: Path, target: Path, count: int, *, air: bool) -> None:
     """Write `count` slices by going through a series again and again, each pass on top of the one before."""
     paths = find_cases(series).cases[0].files
     first, second = (pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient for path in paths[:2])
@@ -58,6 +63,10 @@ def repeat(series: Path, target: Path, count: int) -> None:
         image.SeriesInstanceUID, image.SOPInstanceUID, image.InstanceNumber = uid, generate_uid(), str(k + 1)
         image.pop("SliceLocation", None)
         image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        if air:
+            stored = round((AIR_HU - float(image.RescaleIntercept)) / float(image.RescaleSlope))
+            image.decompress()
+            image.PixelData = np.full((image.Rows, image.Columns), stored, "<i2").tobytes()
         image.save_as(target / f"{k:04d}.dcm")
 
 
