@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bundle.data.archives import prepare_archives
+from bundle.data.hub import PREFIX, HubRepository, as_categories
 from bundle.data.prepared import PreparedCase, prepare_cases
 from bundle.data.recipe import describe
 from bundle.data.sources import find_cases
@@ -26,6 +28,8 @@ class TrainingData:
         gaps: as for `find_cases`.
         pairs: as for `find_cases`.
         validation_fold: as for `find_cases`.
+        categories: of a data set on the hub: folders to use.
+        cache_gigabytes: of a data set on the hub: most that its archives may take on the disk.
         validation_fraction: share of the patients that validate.
         validation_folders: folders whose patients validate, instead of a share.
         seed: of the split.
@@ -45,6 +49,8 @@ class TrainingData:
         gaps: str = "refuse",
         pairs: str | None = None,
         validation_fold: int = 0,
+        categories: Sequence[str] | str | None = None,
+        cache_gigabytes: float = 20.0,
         validation_fraction: float = 0.2,
         validation_folders: Sequence[str] = (),
         seed: int = 0,
@@ -60,6 +66,9 @@ class TrainingData:
         self.gaps = gaps
         self.pairs = pairs
         self.validation_fold = validation_fold
+        self.categories = as_categories(categories)
+        self.cache_gigabytes = cache_gigabytes
+        self.revision = ""
         self.validation_fraction = validation_fraction
         self.validation_folders = list(validation_folders)
         self.seed = seed
@@ -82,6 +91,8 @@ class TrainingData:
 
     def _prepared(self) -> list[PreparedCase]:
         assert self.dataset_dir is not None
+        if str(self.dataset_dir).startswith(PREFIX):
+            return self._prepared_from_hub()
         source = find_cases(
             self.dataset_dir,
             max_samples=self.max_samples,
@@ -98,6 +109,27 @@ class TrainingData:
             progress=self.progress,
         )
         self.skipped.update({refusal.key or refusal.where: refusal.reason for refusal in source.refused})
+        return prepared
+
+    def _prepared_from_hub(self) -> list[PreparedCase]:
+        repository = HubRepository(
+            str(self.dataset_dir),
+            cache_dir=self.cache_dir,
+            categories=self.categories,
+            cache_bytes=self.cache_gigabytes * 1e9,
+        )
+        self.revision = repository.revision
+        prepared, self.skipped = prepare_archives(
+            repository,
+            transform=self.transform,
+            cache_dir=self.cache_dir,
+            recipe=self.recipe,
+            realisations=self.realisations,
+            gaps=self.gaps,
+            pairs=self.pairs,
+            max_samples=self.max_samples,
+            progress=self.progress,
+        )
         return prepared
 
     @property
@@ -122,6 +154,7 @@ class TrainingData:
             path,
             {
                 "validation_on": self.split.validation_on,
+                **({"revision": self.revision} if self.revision else {}),
                 "cases": {"used": len(used), "skipped": len(self.skipped)},
                 "train": [_described(part) for part in self.train],
                 "validation": [_described(part) for part in self.validation],

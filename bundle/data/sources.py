@@ -53,6 +53,8 @@ def find_cases(
         raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
     if max_samples is not None and max_samples < 1:
         raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
+    if str(dataset_dir).startswith("hf://"):
+        raise BundleError("a data set on the hub is for training only", hint="download it and name the folder")
     pairs = check_pairs_option(pairs)
     root = Path(dataset_dir)
     if root.suffix == ".json" and root.is_file():

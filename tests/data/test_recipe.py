@@ -31,7 +31,7 @@ def chain(*, gaps="refuse", seed=0, scanner=None, pixdim=(-1.0, -1.0, -1.0), cut
         {"scanner": replace(Scanner(), views=360)},
         {"scanner": replace(Scanner(), bowtie_radius_mm=150.0)},
         {"pixdim": (1.0, 1.0, -1.0)},
-        {"cutoffs": (0.9, 1.2)},
+        {"cutoffs": (1.2,)},
         {"keys": ("image", "poor")},
     ],
     ids=str,
