@@ -72,9 +72,7 @@ def table(flops: float) -> str:
         for gpu in GPUS:
             hours = studies * gpu_seconds_per_study(flops, gpu) / 3600
             dollars = hours * gpu.dollars_per_hour
-            cells.append(
-                f"{spoken(hours)}, {dollars:,.2f} USD" if dollars < 10 else f"{spoken(hours)}, {dollars:,.0f} USD"
-            )
+            cells.append(f"{spoken(hours)}, {dollars:,.{2 if dollars < 10 else 0}f} USD")
         lines.append(f"| {studies:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
