@@ -73,7 +73,8 @@ class TrainingData:
         self.validation_folders = list(validation_folders)
         self.seed = seed
         self.progress = progress
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}  # all, with the reason
+        self.lost = 0  # of those, what should have been usable: not what never was a CT volume
 
     @cached_property
     def split(self) -> Split:
@@ -108,7 +109,10 @@ class TrainingData:
             realisations=self.realisations,
             progress=self.progress,
         )
-        self.skipped.update({refusal.key or refusal.where: refusal.reason for refusal in source.refused})
+        self.lost = len(self.skipped) + sum(not refusal.foreign for refusal in source.refused)
+        # Series by their keys; a file without one by a number, for its path may name the patient.
+        for number, refusal in enumerate(source.refused):
+            self.skipped[refusal.key or f"file {number}"] = refusal.reason
         return prepared
 
     def _prepared_from_hub(self) -> list[PreparedCase]:
@@ -130,6 +134,7 @@ class TrainingData:
             max_samples=self.max_samples,
             progress=self.progress,
         )
+        self.lost = len(self.skipped)
         return prepared
 
     @property
