@@ -61,6 +61,7 @@ def repeat(series: Path, target: Path, count: int, *, air: bool) -> None:
         image = pydicom.dcmread(paths[k % len(paths)])
         image.ImagePositionPatient = [f"{float(a) + k * d:.6f}" for a, d in zip(first, step, strict=True)]
         image.SeriesInstanceUID, image.SOPInstanceUID, image.InstanceNumber = uid, generate_uid(), str(k + 1)
+        image.FrameOfReferenceUID = uid
         image.pop("SliceLocation", None)
         image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
         if air:
