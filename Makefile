@@ -51,3 +51,6 @@ evaluate: setup ## the whole table; options in ARGS="--dataset_dir DIR --output_
 
 bench-dicom: setup ## compare the DICOM reader with others on real series; options in ARGS="--data_dir DIR --rounds N"
 	$(BIN)/python scripts/bench_dicom.py $(ARGS)
+
+bench-inference: setup ## time our restoration beside other denoisers; options in ARGS="--data_dir SERIES --exported_dir FOLDER"
+	$(BIN)/python scripts/bench_inference.py $(ARGS)

@@ -15,7 +15,7 @@ from pod_simulator import Container, pod_of_folder, volume
 STORAGE = "ct-enhance-storage"
 
 
-def wait_until(condition: Callable[[], Any], container: Container, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], Any], container: Container, seconds: float = 900) -> None:
     """Poll until something has happened; the container must not end before."""
     until = time.monotonic() + seconds
     while not condition():

@@ -141,7 +141,7 @@ class Container:
         """Send a signal to process 1 of the container."""
         raise NotImplementedError
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 1200) -> int:
         """The exit code as the kubelet sees it."""
         try:
             return self.process.wait(seconds)

@@ -36,6 +36,8 @@ def enhance(arguments: Sequence[str]) -> int:
     if switches["quiet"]:
         set_quiet(True)
         logging.disable(logging.INFO)
+    if Path(folders[1]).suffix.lower() == ".mp4":
+        return _video(folders[0], Path(folders[1]), options)
     # The folders bypass the parser of options, which would read a folder called 2024 as a number.
     options = {
         "config_file": str(Path(bundle_root()) / "configs" / "inference.yaml"),
@@ -50,6 +52,26 @@ def enhance(arguments: Sequence[str]) -> int:
     if switches["json"]:
         print(json.dumps(_summary(Path(folders[1])), indent=2))
     return code
+
+
+def _video(source: str, target: Path, options: dict[str, Any]) -> int:
+    from bundle.restoration.api import load_restorer
+    from bundle.restoration.video import is_video_input, restore_video
+
+    if not is_video_input(source):
+        raise BundleError("an MP4 as OUTPUT needs a video or a folder of pictures as INPUT", hint="name a folder")
+    named = {name: tuple(options.pop(name)) for name in ("window", "video_spacing_mm") if name in options}
+    rename = {"window": "window", "video_spacing_mm": "spacing_mm"}
+    rate = float(options.pop("frames_per_second", 10.0))
+    said = restore_video(
+        source,
+        target,
+        load_restorer(**options),
+        frames_per_second=rate,
+        **{rename[name]: value for name, value in named.items()},
+    )
+    print(f"{target.name} is {said}")
+    return ExitCode.DONE
 
 
 def _dry_run(line: CommandLine, *, as_json: bool) -> int:

@@ -8,6 +8,7 @@ from bundle.errors import BundleError, ExitCode
 from bundle.overrides import parse_command_line
 
 USAGE = "python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]"
+TOLERANCE = 1.0e-3
 TOLERANCE_HU = 0.1  # a tenth of what DICOM stores; float32 in another order of operations stays far below
 
 
@@ -39,7 +40,7 @@ def write_export(folder: Path, *, formats: Sequence[str], options: dict[str, Any
     Raises:
         BundleError: when the export does not do what the network does.
     """
-    from bundle.networks.export import export_parts, require_onnx
+    from bundle.networks.export import export_parts, largest_program_difference, require_onnx
     from bundle.networks.exported import largest_difference_hu, with_exported
     from bundle.restoration.api import inference_parser
 
@@ -55,6 +56,13 @@ def write_export(folder: Path, *, formats: Sequence[str], options: dict[str, Any
     manifest = export_parts(network, folder, formats=formats, about=about)
     size = sum((folder / name).stat().st_size for name in manifest["sha256"]) / 1e6
     lines = [f"exported {len(manifest['sha256'])} files, {size:.0f} MB, weights {digest[:12]}"]
+    if "torch" in formats:
+        difference = largest_program_difference(network, folder)
+        if difference > TOLERANCE:
+            raise BundleError(
+                f"the export differs from the network by {difference:.3g} standard deviations", hint="try another torch"
+            )
+        lines.append(f"largest difference torch.export - PyTorch: {difference:.2g} standard deviations of the output")
     if "onnx" in formats:
         difference = largest_difference_hu(network, with_exported(network, folder, weights_digest=digest))
         if difference > TOLERANCE_HU:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from bundle import __version__
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
 
-# bundle/commands/NAME.py, function NAME(arguments).
-_COMMANDS = ("run", "launch", "inspect", "doctor", "export", "pack", "pacs")
+# Each is bundle/commands/NAME.py.
+_COMMANDS = ("run", "launch", "inspect", "prepare", "doctor", "export", "pack", "pacs")
 
 _EXIT_CODES = """\
 exit codes:
@@ -38,6 +38,10 @@ usage:
   python -m bundle inspect DIR [--json] [--noise false] [--gaps resample] [--quiet]
       Say which series below the folder DIR would be used, and why the others
       would not; --noise false reads headers only.
+  python -m bundle prepare DIR --output_dir RUN [--key value ...]
+      Prepare the data of a training ahead of time; print what is used, and the split.
+  python -m bundle prepare DIR --output_dir RUN [--key value ...]
+      Prepare the data of a training ahead of time; print what is used, and the split.
   python -m bundle doctor [--json]
       Check packages, decoders, device, number formats, weights and disk.
   python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]
@@ -54,6 +58,7 @@ _ENHANCE_HELP = f"""\
 Restore the CT series below the folder INPUT into the folder OUTPUT. Research use only.
 
 usage: ct-enhance INPUT OUTPUT [--key value ...]
+       ct-enhance VIDEO_OR_PICTURES OUTPUT.mp4 [--window "[50,400]"] [--frames_per_second 10]
 
   --steps N         1 (default): the mean; more draw samples with natural texture
   --num_samples N   draws that are averaged; their spread is written as uncertainty

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bundle.data.sources import Case
+from bundle.data.case import Case
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.errors import BundleError, ExitCode, find_bundle_error
 from bundle.files import digest, whole_folder

@@ -1,50 +1,21 @@
-"""Where cases come from: a folder of DICOM series or of NIfTI volumes in HU."""
+"""Where cases come from: a folder of DICOM series or of NIfTI volumes in HU, a datalist, or the hub."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundle.dicom.index import Refusal, find_series
-from bundle.dicom.sources import MEMBER_MARK
+from bundle.data.case import Case
+from bundle.data.datalist import read_datalist
+from bundle.data.pairs import THICK_THIN, check_pairs_option, pair_by_rule, pair_thick_thin
+from bundle.dicom.index import Refusal, Series, find_series
 from bundle.errors import BundleError
 from bundle.files import digest, file_digest
 
+__all__ = ["Case", "Refusal", "Source", "dicom_cases", "find_cases"]
+
 _NIFTI = ("*.nii", "*.nii.gz")
-
-
-@dataclass(frozen=True, repr=False)
-class Case:
-    """One volume to train on or to restore.
-
-    Attributes:
-        key: series key; says nothing about the patient.
-        patient_key: the same for all cases of a patient.
-        files: what the loader reads, in slice order.
-        label: where it lies, relative to the data folder; for the user's eyes, not for reports.
-        resampled: its slices are uneven and are put on a regular grid by their true positions.
-        poor_files: the real poor partner of a pair; empty for a volume whose poor side is simulated.
-        side: 'train' or 'validation' where the data say so, else "".
-    """
-
-    key: str
-    patient_key: str
-    files: tuple[str, ...]
-    label: str
-    resampled: bool = False
-    poor_files: tuple[str, ...] = ()
-    side: str = ""
-
-    def __repr__(self) -> str:
-        """The key alone: paths may hold identifiers, and a repr ends up in logs."""
-        return f"Case({self.key})"
-
-    def content_digest(self) -> str:
-        """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""
-        # Of a member of an archive: the archive's content and the member's name; never the way to the folder.
-        named = [file.partition(MEMBER_MARK) for file in (*self.files, *self.poor_files)]
-        archives = {archive: file_digest(Path(archive)) for archive in dict.fromkeys(name for name, _, _ in named)}
-        contents = [part for archive, _, member in named for part in (archives[archive], member)]
-        paired = [f"paired after {len(self.files)}"] if self.poor_files else []
-        return digest(*contents, *(["resampled"] if self.resampled else []), *paired)
+_BIDS_SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -55,53 +26,97 @@ class Source:
     refused: tuple[Refusal, ...] = ()
 
 
-def find_cases(dataset_dir: str | Path | None, *, max_samples: int | None = None, gaps: str = "refuse") -> Source:
+def find_cases(
+    dataset_dir: str | Path | None,
+    *,
+    max_samples: int | None = None,
+    gaps: str = "refuse",
+    pairs: str | None = None,
+    validation_fold: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Source:
     """List the cases below `dataset_dir`, sorted by key.
 
     Args:
-        dataset_dir: folder of DICOM files (any nesting) or of NIfTI files.
+        dataset_dir: folder of DICOM files (any nesting) or of NIfTI files, or a datalist (.json).
         max_samples: use only so many cases, the first by key.
         gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
+        pairs: None (or 'none'): every series is a target by itself; 'thick_thin': thick and thin series of one study,
+            found from geometry; or a naming rule 'POOR -> GOOD' on the folders' names.
+        validation_fold: of a datalist with folds, the one that validates.
+        progress: called with (files read, files in all).
 
     Raises:
         BundleError: when max_samples is below 1, or the folder is not named, is missing, or holds no usable CT.
     """
     if not dataset_dir:
         raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
-    if str(dataset_dir).startswith("hf://"):
-        raise BundleError("dataset_dir from the hub is not supported yet", hint="download it and name the folder")
     if max_samples is not None and max_samples < 1:
         raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
+    if str(dataset_dir).startswith("hf://"):
+        raise BundleError("a data set on the hub is for training only", hint="download it and name the folder")
+    pairs = check_pairs_option(pairs)
     root = Path(dataset_dir)
-    if not root.is_dir():
+    if root.suffix == ".json" and root.is_file():
+        cases, refused = read_datalist(root, gaps=gaps, validation_fold=validation_fold)
+    elif not root.is_dir():
         raise BundleError(f"dataset_dir '{root.name}' is not a folder", hint="name a folder with --dataset_dir")
-    nifti = sorted(path for pattern in _NIFTI for path in root.rglob(pattern))
-    source = _nifti_cases(nifti, root) if nifti else _dicom_cases(root, gaps=gaps)
-    if not source.cases:
-        reasons = "; ".join(sorted({refusal.reason for refusal in source.refused})) or "no CT series"
+    else:
+        cases, refused = _folder_cases(root, gaps=gaps, pairs=pairs, progress=progress)
+    if not cases:
+        reasons = "; ".join(sorted({refusal.reason for refusal in refused})) or "no CT series"
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
-    cases = sorted(source.cases, key=lambda case: case.key)[:max_samples]
-    return Source(tuple(cases), source.refused)
+    return Source(tuple(sorted(cases, key=lambda case: case.key)[:max_samples]), tuple(refused))
 
 
-def _dicom_cases(root: Path, *, gaps: str) -> Source:
-    index = find_series(root, gaps=gaps)
-    cases = tuple(
-        Case(
-            key=series.key,
-            patient_key=series.patient_key,
-            files=series.paths,
-            label=str(Path(series.paths[0]).parent.relative_to(root)) if root in Path(series.paths[0]).parents else "",
-            resampled=series.grid is not None,
-        )
-        for series in index.series
+def _folder_cases(
+    root: Path, *, gaps: str, pairs: str | None, progress: Callable[[int, int], None] | None
+) -> tuple[list[Case], list[Refusal]]:
+    nifti = sorted(path for pattern in _NIFTI for path in root.rglob(pattern))
+    if not nifti:
+        return dicom_cases(root, gaps=gaps, pairs=pairs, progress=progress)
+    if pairs == THICK_THIN:
+        raise BundleError("NIfTI files do not say which are of one study", hint="use a datalist or a rule for --pairs")
+    cases = [_nifti_case(path, root) for path in nifti]
+    return pair_by_rule(cases, pairs) if pairs else (cases, [])
+
+
+def dicom_cases(
+    root: Path,
+    *,
+    gaps: str = "refuse",
+    pairs: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Case], list[Refusal]]:
+    """Cases of DICOM files below `root` (a folder, or one archive), and what is not used; arguments as `find_cases`."""
+    index = find_series(root, gaps=gaps, progress=progress)
+    refused = list(index.refused)
+    if pairs == THICK_THIN:
+        found, alone = pair_thick_thin(index.series)
+        cases = [replace(_dicom_case(thin, root), poor_files=thick.paths) for thin, thick in found]
+        return cases, refused + alone
+    cases = [_dicom_case(series, root) for series in index.series]
+    if pairs:
+        cases, alone = pair_by_rule(cases, pairs)
+        refused += alone
+    return cases, refused
+
+
+def _dicom_case(series: Series, root: Path) -> Case:
+    folder = Path(series.paths[0]).parent
+    label = folder.relative_to(root).as_posix() if root in Path(series.paths[0]).parents else ""
+    return Case(
+        key=series.key,
+        patient_key=series.patient_key,
+        files=series.paths,
+        label=label,
+        resampled=series.grid is not None,
     )
-    return Source(cases, tuple(index.refused))
 
 
-def _nifti_cases(paths: list[Path], root: Path) -> Source:
-    cases = []
-    for path in paths:
-        key = file_digest(path)[:16]
-        cases.append(Case(key=key, patient_key=key, files=(str(path),), label=str(path.relative_to(root))))
-    return Source(tuple(cases))
+def _nifti_case(path: Path, root: Path) -> Case:
+    """NIfTI says nothing about the patient: files below one BIDS subject (sub-...) share one, others have their own."""
+    key, label = file_digest(path)[:16], path.relative_to(root).as_posix()
+    subject = _BIDS_SUBJECT.search(label)
+    patient = digest("subject", subject.group(1))[:16] if subject else key
+    return Case(key=key, patient_key=patient, files=(str(path),), label=label)

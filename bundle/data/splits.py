@@ -47,6 +47,8 @@ def split(
     A patient's side depends on its own digest and the seed alone, so adding patients moves nobody; only while
     the draw leaves a side empty, the patient nearest to it is moved there.
 
+    Sides that the data name themselves (a datalist's folds) go before all that.
+
     Args:
         cases: all cases.
         patch_slices: slices of a training patch: the distance kept within a single patient.
@@ -58,13 +60,20 @@ def split(
         BundleError: when a named folder holds no case, or all patients would validate.
     """
     patients = sorted({case.patient_key for case in cases})
+    if any(case.side for case in cases):  # a datalist's own; it was checked that no patient is on both
+        chosen = {case.patient_key for case in cases if case.side == "validation"}
+        return _of_chosen(cases, chosen or _drawn(patients, fraction, seed))
     if len(patients) < 2 and not folders:
         return split_slices(max(cases, key=lambda case: case.shape[2]), patch_slices=patch_slices)
     chosen = _named(cases, folders) if folders else _drawn(patients, fraction, seed)
+    return _of_chosen(cases, chosen)
+
+
+def _of_chosen(cases: Sequence[PreparedCase], chosen: set[str]) -> Split:
     train = tuple(Part.whole(case) for case in cases if case.patient_key not in chosen)
     validation = tuple(Part.whole(case) for case in cases if case.patient_key in chosen)
     if not train:
-        raise BundleError("no case is left to train on", hint="name fewer validation_folders")
+        raise BundleError("no case is left to train on", hint="let fewer patients validate")
     return Split(train, validation, OTHER_PATIENTS)
 
 

@@ -83,6 +83,7 @@ class NoiseRealisationsd(MapTransform):
         realisations: how many.
         seed: of the first; the others follow.
         scanner: the physics.
+        unless: data with this key have a real poor partner and need no noise.
         hann_cutoffs_per_mm: kernels of the realisations in turn, in place of the scanner's own, so that a model
             meets smoother and sharper noise.
     """
@@ -95,8 +96,10 @@ class NoiseRealisationsd(MapTransform):
         seed: int = 0,
         scanner: Scanner | None = None,
         hann_cutoffs_per_mm: Sequence[float] = (),
+        unless: str = "poor",
     ) -> None:
         super().__init__(keys)
+        self.unless = unless
         names = noise_keys(realisations)
         scanner = scanner or Scanner()
         cutoffs = list(hann_cutoffs_per_mm) or [scanner.hann_cutoff_per_mm]
@@ -109,7 +112,7 @@ class NoiseRealisationsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the realisations added."""
         result = dict(data)
-        for add in self.each:
+        for add in [] if self.unless in data else self.each:
             result = add(result)
         return result
 

@@ -38,6 +38,8 @@ class PairedSeriesDataset(SeriesDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Load target and partner `index`."""
         case = self.data[index]
+        if self.finished(case):
+            return {"case": case, "finished": True}
         partner = self.partners.get(case.key)
         if partner is None:
             reason = BundleError("the target has no degraded partner", hint="give both the same folder name")

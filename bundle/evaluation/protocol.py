@@ -18,6 +18,7 @@ from bundle.evaluation.ours import RESTORED, our_methods
 from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
 from bundle.evaluation.phantom import make_phantom
 from bundle.evaluation.problems import make_problem
+from bundle.evaluation.records import Records
 from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, read_training_keys, write_tables
 from bundle.files import require_writable
 from bundle.networks.restorer import Restorer
@@ -38,6 +39,8 @@ _DEFINITIONS = {
 
 class ComparisonEvaluator(SeriesEvaluator):
     """Compares methods on poor series and writes metrics.json, metrics.csv, slices.csv, plots and figures.
+
+    What a stopped call has finished, the next one with the same settings takes over.
 
     Args:
         dataset: items with 'image' (poor) and 'label' (target), MetaTensors (1, H, W, D) HU.
@@ -85,6 +88,9 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
+        methods_said = {method.name: method.definition for method in self.methods}
+        self.records = Records(self.folder, {"header": self.header, "methods": methods_said})
+        dataset.finished = lambda case: self.records.load(case.key) is not None
         self.problems: dict[str, dict[str, str]] = {}
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
@@ -137,14 +143,26 @@ class ComparisonEvaluator(SeriesEvaluator):
         ]
         floor = floor_values(problem, target, rows[0].slices)
         rows.insert(1, Row.of(case.key, "floor", trained_on, "reference", floor, {}))
-        self.rows += rows
-        if target.problems:
-            self.problems[case.key] = target.problems
         self._draw(case.key, volumes, target)
+        self.records.save(case.key, rows, target.problems, self.missing)
+        self._add(case.key, rows, target.problems)
+
+    def skip(self, case: Case) -> None:
+        """Take a series that an earlier call finished."""
+        found = self.records.load(case.key)
+        assert found is not None
+        rows, problems, missing = found
+        self.missing.update(missing)
+        self._add(case.key, rows, problems)
 
     def fail(self, case: Case, error: BundleError) -> None:
         """Count a series that could not be evaluated."""
         self.failed[case.key] = str(error)
+
+    def _add(self, key: str, rows: Sequence[Row], problems: Mapping[str, str]) -> None:
+        self.rows += rows
+        if problems:
+            self.problems[key] = dict(problems)
 
     def _restore(self, method: Method, problem: Problem) -> np.ndarray | None:
         """What a method would deliver; None, and the reason kept, when it cannot."""

@@ -28,7 +28,7 @@ def trained_method(name: str, weights_file: str | Path | None, *, precision: Pre
     try:
         if weights_file is None:
             raise BundleError(f"baseline '{name}' has no weights", hint="train it with: run baseline")
-        load_weights(network, weights_file)
+        digest = load_weights(network, weights_file)
     except BundleError as error:
         return missing(name, "baseline", DEFINITIONS[name], error)
     network.to(device).eval()
@@ -36,7 +36,7 @@ def trained_method(name: str, weights_file: str | Path | None, *, precision: Pre
     def restore(problem: Problem) -> np.ndarray:
         return apply_network(network, problem.degraded_hu, precision=precision, device=device)
 
-    return Method(name, "baseline", DEFINITIONS[name], restore)
+    return Method(name, "baseline", f"{DEFINITIONS[name]}; weights {digest[:16]}", restore)
 
 
 def apply_network(

@@ -89,7 +89,9 @@ class Autoencoder(nn.Module):
 def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
     """Return a context without autocast on x's device."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()  # nothing to switch off; torch.export writes such a context, and cannot read it
+    return torch.autocast(kind, enabled=False)
 
 
 def _through(blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:

@@ -154,6 +154,23 @@ def export_parts(
     return manifest
 
 
+@torch.no_grad()
+def largest_program_difference(restorer: Restorer, folder: Path) -> float:
+    """Largest difference of an export's programs, read back, from the networks, at shapes never exported.
+
+    In units of the output's own standard deviation, over all four parts.
+    """
+    largest = 0.0
+    for name, part in parts_of(restorer).items():
+        program = torch.export.load(folder / f"{name}.pt2").module()
+        given = [torch.cat([x, 0.9 * x]) for x in part.inputs.values()]
+        given = [x.repeat_interleave(2, dim=-1) if x.ndim > 1 else x for x in given]
+        missing = (None,) * (len(part.shapes) - len(given))
+        expected, found = part.network(*given, *missing), program(*given, *missing)
+        largest = max(largest, float((expected - found).abs().max() / expected.std().clamp_min(1.0e-6)))
+    return largest
+
+
 def require_onnx() -> None:
     """Refuse to go on without the packages that write and run ONNX.
 

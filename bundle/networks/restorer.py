@@ -84,7 +84,7 @@ class Restorer(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles in place of this module: a trace, which serves every shape.
 
-        MONAI's `ckpt_export`, as the model zoo's checks call it, scripts; the packages' networks are not written for that.
+        MONAI's `ckpt_export`, as the model zoo's checks call it, scripts, which the packages' networks do not bear.
         """
         return OneStepTrace(self)
 

@@ -192,7 +192,8 @@ class RestorationEvaluator(SeriesEvaluator):
         """Restore all series and write the run's summary, also when interrupted."""
         self.output.require_folder()
         try:
-            super().run(global_epoch)
+            if len(self.data_loader):  # type: ignore[arg-type] # a share may be empty
+                super().run(global_epoch)
         finally:
             self.output.write_summary(self.refused)
 

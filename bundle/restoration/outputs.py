@@ -12,6 +12,7 @@ from bundle.data.sources import Case
 from bundle.dicom.index import Refusal
 from bundle.errors import BundleError, ExitCode
 from bundle.files import digest, require_writable, write_json
+from bundle.restoration.selection import parse_shard
 
 SCHEMA = 1
 
@@ -25,6 +26,7 @@ class RunOutput:
         weights_digest: SHA-256 of the weights.
         now: the run's one clock reading.
         tolerate_bad_series: end with exit code 0 although series were refused or failed.
+        shard: 'i/n' for one of n workers on one folder: each writes a summary of its own.
     """
 
     def __init__(
@@ -35,8 +37,11 @@ class RunOutput:
         weights_digest: str,
         now: datetime.datetime,
         tolerate_bad_series: bool = False,
+        shard: str | None = None,
     ) -> None:
         self.folder = Path(folder)
+        number, count = parse_shard(shard)
+        self.summary_file = self.folder / ("summary.json" if shard is None else f"summary_{number}_of_{count}.json")
         self.settings = dict(settings)
         self.settings_digest = digest(json.dumps(self.settings, sort_keys=True, default=str))
         self.weights_digest = weights_digest
@@ -61,7 +66,7 @@ class RunOutput:
     def skip(self, case: Case) -> None:
         """Count a finished series with what an earlier run wrote about it."""
         try:
-            earlier = json.loads((self.folder / "summary.json").read_text())["series"].get(case.key, {})
+            earlier = json.loads(self.summary_file.read_text())["series"].get(case.key, {})
         except (OSError, ValueError, KeyError):
             earlier = {}
         self.done[case.key] = earlier or {"status": "done", "source": list(case.files)}
@@ -80,7 +85,7 @@ class RunOutput:
         }
 
     def write_summary(self, refused: Sequence[Refusal] = ()) -> ExitCode:
-        """Write OUT/summary.json (mode 0600: it maps keys to source paths and UIDs) and set the exit code."""
+        """Write the run's summary (mode 0600: it maps keys to source paths and UIDs) and set the exit code."""
         bad = [refusal for refusal in refused if not refusal.foreign]
         content = {
             "schema": SCHEMA,
@@ -93,7 +98,7 @@ class RunOutput:
             "refused": [{"key": r.key, "reason": r.reason, "where": r.where} for r in bad],
             "ignored": [{"reason": r.reason, "where": r.where} for r in refused if r.foreign],
         }
-        write_json(self.folder / "summary.json", content, private=True)
+        write_json(self.summary_file, content, private=True)
         partial = bool(bad or self.failed) and not self.tolerate_bad_series
         code = ExitCode.PARTIAL if partial else ExitCode.DONE
         set_exit_code(code)

@@ -21,6 +21,7 @@ from bundle.restoration.domain import Domain
 from bundle.restoration.nifti import write_nifti
 from bundle.restoration.outputs import SCHEMA, RunOutput
 from bundle.restoration.registry import NO_CARD, WeightsCard
+from bundle.restoration.report import write_report
 from bundle.restoration.restored import RestoredSlices, SourceSlices
 from bundle.restoration.review import Review
 from bundle.restoration.uncertainty import Uncertainty, write_parametric_map
@@ -43,6 +44,7 @@ class SaveRestored(Transform):
         save_nifti: also write volume.nii.gz.
         transfer_syntax: of the DICOM files, as for `write_derived_series`.
         card: what is known of the weights; scales the uncertainty.
+        report: also write report.html.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SaveRestored(Transform):
         save_nifti: bool = False,
         transfer_syntax: str = "explicit",
         card: WeightsCard = NO_CARD,
+        report: bool = False,
     ) -> None:
         named_syntax(transfer_syntax)  # a wrong name ends the run before any work is done
         if not 0 <= strength <= 1:
@@ -66,6 +69,7 @@ class SaveRestored(Transform):
         self.save_nifti = save_nifti
         self.transfer_syntax = transfer_syntax
         self.card = card
+        self.report = report
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Write one series; the folder appears whole or not at all."""
@@ -79,6 +83,15 @@ class SaveRestored(Transform):
         with whole_folder(self.output.folder / case.key) as folder:
             mapping = self._write(source, restored, uncertainty, folder, domain)
             (folder / "summary.json").write_text(json.dumps(described, indent=2) + "\n")
+            if self.report:
+                write_report(
+                    folder / "report.html",
+                    source,
+                    restored,
+                    uncertainty=uncertainty,
+                    summary=described,
+                    now=self.output.now,
+                )
         self.output.add(case, described, mapping)
         return {**data, "restored": restored, "uncertainty": uncertainty, "summary": described}
 

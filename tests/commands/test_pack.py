@@ -188,11 +188,17 @@ def test_as_nvflare_reads_it(unpacked, tmp_path):
     # monai.fl.client.MonaiAlgo, which NVFLARE's client runs: train.json, then train.json + evaluate.json.
     script = """
 from monai.fl.client import MonaiAlgo
-algo = MonaiAlgo(bundle_root=sys.argv[1], config_evaluate_filename=None, train_kwargs={"output_dir": sys.argv[2]})
+algo = MonaiAlgo(
+    bundle_root=sys.argv[1],
+    config_evaluate_filename=None,
+    send_weight_diff=False,
+    train_kwargs={"dataset_dir": sys.argv[2], "output_dir": sys.argv[2] + "/out"},
+)
 algo.initialize(extra={"CLIENT_NAME": "site"})
-print(type(algo.trainer).__name__, algo.get_weights() is not None)
+print(type(algo.trainer).__mro__[1].__name__, len(algo.get_weights().weights))
 """
-    print(elsewhere(script, tmp_path, unpacked, tmp_path / "out"))
+    trainer, weights = elsewhere(script, tmp_path, unpacked, tmp_path).split()[-2:]
+    assert trainer == "SupervisedTrainer" and int(weights) > 100
 
 
 def test_packed_configs_differ_in_one_expression(unpacked):

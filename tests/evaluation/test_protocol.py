@@ -9,6 +9,7 @@ from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.errors import BundleError, find_bundle_error
 from bundle.evaluation.measures import METRICS
+from bundle.evaluation.protocol import ComparisonEvaluator
 from bundle.evaluation.tuning import FILE
 
 FAST = {"classical": ["gaussian", "tv3d"], "phantom": False}
@@ -56,6 +57,23 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path, weights):
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first == again and first != other
+
+
+def test_a_stopped_evaluation_goes_on_with_the_next_series(tmp_path, weights, monkeypatch):
+    for name in ("a", "b"):
+        write_phantom_series(tmp_path / "in" / name, patient=name, slices=3, size=48)
+    only = {"methods": ["restored", "tv3d"]}
+    whole = run(tmp_path / "in", tmp_path / "whole", weights, **only)
+    run(tmp_path / "in", tmp_path / "parts", weights, max_samples=1, **only)
+    seen = []
+    original = ComparisonEvaluator.process
+    monkeypatch.setattr(
+        ComparisonEvaluator, "process", lambda self, case, data: seen.append(case.key) or original(self, case, data)
+    )
+    parts = run(tmp_path / "in", tmp_path / "parts", weights, **only)
+    assert parts == whole and len(seen) == 1
+    run(tmp_path / "in", tmp_path / "parts", weights, seed=3, **only)
+    assert len(seen) == 3, "other noise: all again"
 
 
 def test_real_partners_take_the_place_of_simulated_noise_and_mismatches_are_named(tmp_path, weights):

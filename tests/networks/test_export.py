@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bundle.errors import BundleError
-from bundle.networks.export import MANIFEST, export_parts, parts_of
+from bundle.networks.export import MANIFEST, export_parts, largest_program_difference, parts_of
 from bundle.networks.presets import build_restorer
 
 
@@ -33,9 +33,5 @@ def test_programs_equal_the_network_at_shapes_never_exported(randomise, tmp_path
     export_parts(net, tmp_path / "out", formats=["torch"], about={"weights_sha256": "none"})
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert sorted(manifest["sha256"]) == [f"{name}.pt2" for name in ("decoder", "denoiser", "encoder", "refiner")]
-    with torch.no_grad():
-        for name, part in parts_of(net).items():
-            program = torch.export.load(tmp_path / "out" / f"{name}.pt2").module()
-            given = [torch.cat([x, 0.9 * x]) for x in part.inputs.values()]
-            given = [x.repeat_interleave(2, dim=-1) if x.ndim > 1 else x for x in given]
-            torch.testing.assert_close(program(*given), part.network(*given))
+    assert largest_program_difference(net, tmp_path / "out") < 1e-4
+    assert largest_program_difference(randomise(build_restorer("tiny"), seed=1), tmp_path / "out") > 0.1

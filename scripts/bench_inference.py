@@ -1,0 +1,217 @@
+"""How long a 512 x 512 slice takes, ours beside others, in one interleaved run on one CPU thread.
+
+    python scripts/bench_inference.py [--data_dir SERIES] [--exported_dir FOLDER] [--rounds 2]
+
+Seconds are of processor time (`time.process_time`), which other programs on the machine hardly change; one thread, so
+that on an idle machine they are seconds of the clock. Every method gets the same slices of HU. RED-CNN has random
+weights: its time does not depend on them. BM3D (`pip install bm3d`) is licensed for non-commercial use only.
+"""
+
+import argparse
+import contextlib
+import itertools
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bundle.networks.precision import Precision, resolve_precision
+from bundle.networks.restorer import Restorer
+from bundle.restoration.api import inference_parser
+from bundle.restoration.inferer import RestorationInferer
+
+SIZE = 512
+SPACING = torch.tensor([0.75, 0.75, 2.0])
+
+
+class RedCNN(nn.Module):
+    """Chen et al. 2017 (doi:10.1109/TMI.2017.2715284): 5 convolutions and 5 transposed ones, 96 filters of 5 x 5."""
+
+    def __init__(self, filters: int = 96) -> None:
+        super().__init__()
+        widths = [1, *[filters] * 5]
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 5) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(filters, b, 5) for b in [*[filters] * 4, 1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) to the same."""
+        first = x
+        kept = []
+        for number, layer in enumerate(self.down):
+            x = layer(x).relu()
+            if number in (1, 3):
+                kept.append(x)
+        for number, layer in enumerate(self.up):
+            x = layer(x)
+            if number in (0, 2):
+                x = x + kept.pop()
+            elif number == 4:
+                x = x + first
+            x = x.relu()
+        return x
+
+
+def slices(data_dir: Path | None, count: int) -> tuple[np.ndarray, str]:
+    """HU (512, 512, count): from the middle of a real series, or a noisy phantom."""
+    if data_dir is not None:
+        from bundle.dicom.index import read_volume
+
+        volume = read_volume(str(data_dir))
+        first = (volume.shape[2] - count) // 2
+        return np.stack([volume.slice_hu(k) for k in range(first, first + count)], axis=2), data_dir.name
+    rows, columns = np.mgrid[-1:1:512j, -1:1:512j]
+    body = np.where(rows**2 + (columns / 0.7) ** 2 < 0.8, 50.0, -1000.0).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 20, (SIZE, SIZE, count)).astype(np.float32)
+    return body[:, :, None] + noise, "phantom"
+
+
+def ours(network: Restorer, inferer: RestorationInferer, steps: int) -> Callable[[np.ndarray], None]:
+    """A restoration by the inferer as `run inference` does it, air included."""
+    chosen = inferer.with_steps(steps)
+
+    def run(volume_hu: np.ndarray) -> None:
+        for _ in chosen.pieces(torch.from_numpy(volume_hu), network, spacing_mm=SPACING):
+            pass
+
+    return run
+
+
+def red_cnn(precision: Precision) -> Callable[[np.ndarray], None]:
+    """Slice by slice, in the same number format and memory layout as ours."""
+    network = RedCNN().eval().to(memory_format=torch.channels_last)
+
+    def run(volume_hu: np.ndarray) -> None:
+        with torch.inference_mode(), precision.autocast():
+            for k in range(volume_hu.shape[2]):
+                x = torch.from_numpy(np.ascontiguousarray(volume_hu[:, :, k]))[None, None] / 1000
+                network(x.to(memory_format=torch.channels_last))
+
+    return run
+
+
+def non_local_means(volume_hu: np.ndarray) -> None:
+    """Fast 3D mode with its default patch and a search of 7 voxels."""
+    from skimage.restoration import denoise_nl_means
+
+    denoise_nl_means(volume_hu, patch_size=5, patch_distance=3, h=16.0, sigma=20.0, fast_mode=True)
+
+
+def bm3d_slices(volume_hu: np.ndarray) -> None:
+    """BM3D with its default profile, slice by slice."""
+    import bm3d
+
+    for k in range(volume_hu.shape[2]):
+        bm3d.bm3d(np.ascontiguousarray(volume_hu[:, :, k]), sigma_psd=20.0)
+
+
+def methods(exported_dir: Path | None) -> tuple[dict[str, tuple[Callable[[np.ndarray], None], int]], Restorer, object]:
+    """Name to (function, slices per measurement), our network, and its inferer."""
+    parser = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 16])
+    parser.get_parsed_content("weights_digest")
+    network: Restorer = parser.get_parsed_content("network_def").eval()
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    inferer: RestorationInferer = parser.get_parsed_content("inferer")
+    precision = resolve_precision("auto", "cpu")
+    name = str(precision.dtype or torch.float32).removeprefix("torch.")
+    found: dict[str, tuple[Callable[[np.ndarray], None], int]] = {
+        f"small, 1 step, {name}": (ours(network, inferer, 1), 8),
+        f"small, 4 steps, {name}": (ours(network, inferer, 4), 4),
+        f"small, 50 steps, {name}": (ours(network, inferer, 50), 1),
+        f"RED-CNN, {name}": (red_cnn(precision), 1),
+        "non-local means 3D (skimage)": (non_local_means, 4),
+    }
+    with contextlib.suppress(ImportError):
+        import bm3d  # noqa: F401
+
+        found["BM3D"] = (bm3d_slices, 1)
+    if exported_dir is not None:
+        from bundle.networks.exported import with_exported
+
+        parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 16], mixed_precision="off")
+        plain: RestorationInferer = parser32.get_parsed_content("inferer")
+        found["small, 1 step, float32"] = (ours(network, plain, 1), 4)
+        found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), 4)
+    return found, network, inferer
+
+
+def profile(network: Restorer, run: Callable[[np.ndarray], None], volume_hu: np.ndarray) -> dict[str, float]:
+    """Seconds in each network during one run, and the rest."""
+    spent: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def timed(owner: nn.Module, attribute: str, name: str) -> Iterator[None]:
+        inner = getattr(owner, attribute)
+
+        def outer(*arguments: object, **named: object) -> object:
+            started = time.process_time()
+            result = inner(*arguments, **named)
+            spent[name] += time.process_time() - started
+            return result
+
+        setattr(owner, attribute, outer)
+        try:
+            yield
+        finally:
+            delattr(owner, attribute)
+
+    with (
+        timed(network.autoencoder, "encode", "encoder"),
+        timed(network.autoencoder, "decode", "decoder (twice)"),
+        timed(network.denoiser, "forward", "denoiser"),
+        timed(network.refiner, "forward", "refiner"),
+    ):
+        started = time.process_time()
+        run(volume_hu)
+        total = time.process_time() - started
+    return {**spent, "noise estimate, units, tiles": total - sum(spent.values())}
+
+
+def measure(
+    found: dict[str, tuple[Callable[[np.ndarray], None], int]], volume_hu: np.ndarray, *, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of processor time per slice of every method, one after the other, round after round."""
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(rounds):
+        for name, (run, count) in found.items():
+            started = time.process_time()
+            run(np.ascontiguousarray(volume_hu[:, :, :count]))
+            seconds[name].append((time.process_time() - started) / count)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, help="folder of one series")
+    parser.add_argument("--exported_dir", type=Path, help="of `python -m bundle export`; adds the ONNX row")
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    volume_hu, what = slices(arguments.data_dir, 8)
+    found, network, _ = methods(arguments.exported_dir)
+    warm = next(iter(found.values()))[0]
+    warm(volume_hu[:, :, :1])
+    seconds = measure(found, volume_hu, rounds=arguments.rounds)
+    best = {name: min(values) for name, values in seconds.items()}
+    reference = next(iter(best))
+    print(
+        f"512 x 512 slices of {what}; {platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}"
+    )
+    print(f"best of {arguments.rounds} interleaved rounds\n")
+    print("| method | s per slice | times our 1 step |\n|---|--:|--:|")
+    for name, value in sorted(best.items(), key=lambda item: item[1]):
+        print(f"| {name} | {value:.2f} | {value / best[reference]:.1f} |")
+    parts = profile(network, found[reference][0], volume_hu)
+    total = sum(parts.values())
+    print("\n| where the time of 1 step goes | s per slice | share |\n|---|--:|--:|")
+    for name, value in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {value / volume_hu.shape[2]:.3f} | {value / total:.0%} |")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

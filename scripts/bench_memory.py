@@ -1,0 +1,87 @@
+"""Peak memory and time of a restoration against the length of the study.
+
+    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset tiny] [--num_threads 1] [--air]
+
+Long studies are made by repeating a real series with new positions. Each length is restored by a fresh process, whose
+peak resident memory the system reports. `tiny` has the shape of `small` with fresh weights and a fraction of its cost:
+what it shows is how memory goes with the length; `small` shows the size of the part that goes with the tile. `--air`
+makes every voxel air, which the network is not given: reading, bookkeeping and writing alone, for lengths that would
+take hours on a busy machine.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.uid import generate_uid
+
+from bundle.configuration import bundle_root
+from bundle.data.sources import find_cases
+from bundle.networks.presets import build_restorer
+from bundle.training.handlers import save_weights
+from bundle.units import AIR_HU
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", required=True)
+    parser.add_argument("--slices", type=int, nargs="+", default=[50, 300, 1000])
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--air", action="store_true")
+    options = parser.parse_args()
+    print("slices   peak MB   seconds")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = Path(bundle_root()) / "models" / "model.pt"
+        if options.preset != "small":
+            weights = folder / "model.pt"
+            save_weights(build_restorer(options.preset), weights)
+        for count in options.slices:
+            study = folder / f"study_{count}"
+            repeat(Path(options.series), study, count, air=options.air)
+            peak, seconds = restore(study, folder / f"out_{count}", weights, options)
+            print(f"{count:6} {peak:9.0f} {seconds:9.1f}", flush=True)
+
+
+def repeat(series: Path, target: Path, count: int, *, air: bool) -> None:
+    """Write `count` slices by going through a series again and again, each pass on top of the one before."""
+    paths = find_cases(series).cases[0].files
+    first, second = (pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient for path in paths[:2])
+    step = [float(b) - float(a) for a, b in zip(first, second, strict=True)]
+    uid = generate_uid()
+    target.mkdir()
+    for k in range(count):
+        image = pydicom.dcmread(paths[k % len(paths)])
+        image.ImagePositionPatient = [f"{float(a) + k * d:.6f}" for a, d in zip(first, step, strict=True)]
+        image.SeriesInstanceUID, image.SOPInstanceUID, image.InstanceNumber = uid, generate_uid(), str(k + 1)
+        image.FrameOfReferenceUID = uid
+        image.pop("SliceLocation", None)
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        if air:
+            stored = round((AIR_HU - float(image.RescaleIntercept)) / float(image.RescaleSlope))
+            image.decompress()
+            image.PixelData = np.full((image.Rows, image.Columns), stored, "<i2").tobytes()
+        image.save_as(target / f"{k:04d}.dcm")
+
+
+def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Peak resident memory in MB and wall time in seconds of one restoration."""
+    command = [sys.executable, "-m", "bundle", "enhance", str(study), str(out), "--weights_file", str(weights)]
+    command += ["--preset", options.preset, "--threads", str(options.num_threads)]
+    started = time.monotonic()
+    process = os.posix_spawn(sys.executable, command, dict(os.environ))
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        sys.exit(f"the restoration of {study.name} ended with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss / 1024, time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()
