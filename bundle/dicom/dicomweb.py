@@ -148,7 +148,7 @@ class Pacs:
 class _WildcardsAsTheyAre(requests.Session):
     """Sends * in a query unquoted: Orthanc 1.10 does not unquote it, and RFC 3986 lets it stand."""
 
-    def get(self, url: str | bytes, **options: Any) -> requests.Response:
+    def get(self, url: str | bytes, **options: Any) -> requests.Response:  # type: ignore[override]
         """As requests' own."""
         return super().get(str(url).replace("%2A", "*"), **options)
 
