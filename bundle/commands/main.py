@@ -40,8 +40,6 @@ usage:
       would not; --noise false reads headers only.
   python -m bundle prepare DIR --output_dir RUN [--key value ...]
       Prepare the data of a training ahead of time; print what is used, and the split.
-  python -m bundle prepare DIR --output_dir RUN [--key value ...]
-      Prepare the data of a training ahead of time; print what is used, and the split.
   python -m bundle doctor [--json]
       Check packages, decoders, device, number formats, weights and disk.
   python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]
