@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-container lint format evaluate bench-dicom
+.PHONY: help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,3 +54,6 @@ bench-dicom: setup ## compare the DICOM reader with others on real series; optio
 
 bench-inference: setup ## time our restoration beside other denoisers; options in ARGS="--data_dir SERIES --exported_dir FOLDER"
 	$(BIN)/python scripts/bench_inference.py $(ARGS)
+
+bench-data: setup ## the data pipeline against the trainer and MONAI's caches; options in ARGS="--data_dir DIR"
+	$(BIN)/python scripts/bench_data.py $(ARGS)

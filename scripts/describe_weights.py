@@ -36,7 +36,7 @@ from bundle.restoration.registry import card_path
 
 NORMAL_COVERAGE = {1: 0.6827, 2: 0.9545, 3: 0.9973}
 MARGIN = {"noise_hu": 0.2, "noise_frequency_per_mm": 0.1, "pixel_mm": 0.1, "slice_mm": 0.1, "thickness_mm": 0.1}
-FRACTION_MARGIN = 0.02
+FRACTION_MARGIN = {"lung_fraction": 0.02, "bone_fraction": 0.02, "metal_fraction": 0.001}
 LOWEST_DOSE, CALIBRATED_DOSE = 0.1, 0.25
 
 
@@ -87,7 +87,7 @@ def measured_domain(volumes: list[Volume]) -> dict[str, Any]:
         if name in MARGIN:
             domain[name] = [round(low * (1 - MARGIN[name]), 4), round(high * (1 + MARGIN[name]), 4)]
         else:
-            domain[name] = [round(max(low - FRACTION_MARGIN, 0), 4), round(high + FRACTION_MARGIN, 4)]
+            domain[name] = [round(max(low - FRACTION_MARGIN[name], 0), 4), round(high + FRACTION_MARGIN[name], 4)]
     return domain
 
 

@@ -90,7 +90,8 @@ def _index_problems(job: Document) -> Iterator[str]:
         yield "parallelism or completions make no sense"
     for container in ours(job["template"]["spec"]):
         nodes = environment(container).get("NNODES")
-        if ("--nnodes" in container.get("args", ())) != (nodes is not None) or nodes not in (None, str(completions)):
+        told = "--nnodes" in container.get("args", ()) and "$(PET_NNODES)" not in container["args"]  # Kubeflow's own
+        if told != (nodes is not None) or nodes not in (None, str(completions)):
             yield "NNODES and completions differ: the nodes would wait for each other for ever"
         shards = environment(container).get("SHARDS")
         if ("--shard" in container.get("args", ())) != (shards is not None):
@@ -199,8 +200,8 @@ def container_problems(pod: Document) -> Iterator[str]:
             yield "a GPU's request and limit differ"
         arguments = container.get("args", [])
         if "--nproc_per_node" in arguments:
-            processes = int(arguments[arguments.index("--nproc_per_node") + 1])
-            if limits.get("nvidia.com/gpu") != processes:
+            processes = arguments[arguments.index("--nproc_per_node") + 1]
+            if processes not in (str(limits.get("nvidia.com/gpu")), "$(PET_NPROC_PER_NODE)"):
                 yield "one process for each GPU"
         for variable in container.get("env", ()):
             if not isinstance(variable["name"], str) or not isinstance(variable.get("value", ""), str):

@@ -25,8 +25,10 @@ from bundle.dicom.geometry import grid_spacing_mm
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
+from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import apply_difference
+from bundle.restoration.registry import WeightsCard
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Restoration:
 
     Attributes:
         restored_hu: (H, W, D), float32, on the input's grid; untouched voxels keep their values.
-        uncertainty_hu: standard deviation over the samples (H, W, D); None with one sample.
+        uncertainty_hu: standard deviation (H, W, D), calibrated where the weights' card says how; None with one sample.
         affine: (i, j, k, 1) -> RAS mm, (4, 4).
         key: of the series; empty for an array.
     """
@@ -56,9 +58,12 @@ class LoadedRestorer:
     def __init__(self, parser: ConfigParser) -> None:
         self.weights_digest: str = parser.get_parsed_content("weights_digest")
         self.network: Restorer = parser.get_parsed_content("engine")
+        card: WeightsCard = parser.get_parsed_content("card")
+        use_card(self.network, card)
         self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
         self.device = torch.device(parser.get_parsed_content("device"))
         self.strength = float(parser.get_parsed_content("strength"))
+        self.uncertainty_scale = self.strength * card.uncertainty_scale
         self.gaps: str = parser.get_parsed_content("gaps")
         loader, *rest = parser.get_parsed_content("preprocessing").transforms
         self._load, self._prepare = loader, Compose(rest)
@@ -110,7 +115,7 @@ class LoadedRestorer:
                 maps[1][..., piece.slices] = piece.deviation
         native = self._native(maps, prepared)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
-        uncertainty = np.where(restored != volume_hu, self.strength * native[1], 0) if deviation else None
+        uncertainty = np.where(restored != volume_hu, self.uncertainty_scale * native[1], 0) if deviation else None
         return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
 
     def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:

@@ -192,7 +192,7 @@ algo = MonaiAlgo(
     bundle_root=sys.argv[1],
     config_evaluate_filename=None,
     send_weight_diff=False,
-    train_kwargs={"dataset_dir": sys.argv[2], "output_dir": sys.argv[2] + "/out"},
+    train_kwargs={"output_dir": sys.argv[2] + "/out"},
 )
 algo.initialize(extra={"CLIENT_NAME": "site"})
 print(type(algo.trainer).__mro__[1].__name__, len(algo.get_weights().weights))

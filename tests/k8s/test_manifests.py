@@ -25,10 +25,11 @@ from manifests import (
     pods_of,
 )
 
-from bundle.commands import pacs
+from bundle.commands import main, pacs
 from bundle.errors import BundleError
 from bundle.overrides import CommandLine, check_options, load_config, load_config_file, parse_command_line
 
+PET = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")  # set by Kubeflow Trainer
 WORKLOADS = [folder for folder in FOLDERS if folder not in WITHOUT_WORKLOAD]
 # Kinds of operators, which Kubernetes' own schemas do not know.
 OPERATORS = {"JobSet": "JobsetV1alpha2JobSet", "TrainJob": "TrainerV1alpha1TrainJob"}
@@ -121,8 +122,9 @@ def run_line(folder, target):
     for name, text in config_map(built(folder)).items():
         (target / name).write_text(text)
     (container,) = containers(folder)
-    assert container["command"] == ["python", "-m", "bundle"] and container["args"][0] in ("run", "launch")
-    arguments = expanded(container["args"], {"JOB_COMPLETION_INDEX": "0", **environment(container)})
+    assert container["command"] == ["python", "-m", "bundle"] and container["args"][0] in main._COMMANDS
+    given = {"JOB_COMPLETION_INDEX": "0"} | {f"PET_{name}": "1" for name in PET}
+    arguments = expanded(container["args"], given | environment(container))
     assert "$(" not in " ".join(arguments)
     arguments = arguments[arguments.index("run") + 1 :]  # a launcher's own options stand before
     arguments = [argument.replace("configs/", f"{ROOT}/configs/") for argument in arguments]

@@ -107,7 +107,7 @@ def test_a_volume_of_another_user(engine, storage):
 @pytest.mark.full
 def test_a_full_volume(engine, storage):
     small = SmallVolume(30 * 2**20, {"data": storage / "data"})
-    ends(engine.start(pod_of_folder("overlays/cpu-smoke"), {STORAGE: small}), 74, "No space left")
+    ends(engine.start(pod_of_folder("overlays/cpu-smoke"), {STORAGE: small}), 74, "No space left|could not be written")
 
 
 # ---- training -----------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_fixtures import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_data", ROOT / "scripts" / "bench_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.PATCH, module.SLICES = 16, 4
+    return module
+
+
+def test_the_three_give_the_same_kind_of_sample(bench, tmp_path):
+    prepared = prepare(tmp_path, ["a", "b"], size=32, slices=8)
+    makers = (
+        bench.ours(prepared),
+        bench.monais(prepared, persistent=None),
+        bench.monais(prepared, persistent=tmp_path / "monai"),
+    )
+    for sample in makers:
+        for index in range(4):
+            item = sample(index)
+            assert item["image"].shape == item["label"].shape == (1, 16, 16, 4)
+            assert item["image"].dtype == torch.float32
+        noise = np.std([float((sample(n)["image"] - sample(n)["image"].mean()).std()) for n in range(3)])
+        assert np.isfinite(noise) and bench.rate(sample, 0.05) > 0
