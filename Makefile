@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
+.PHONY: bench-train help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,3 +57,6 @@ bench-inference: setup ## time our restoration beside other denoisers; options i
 
 bench-data: setup ## the data pipeline against the trainer and MONAI's caches; options in ARGS="--data_dir DIR"
 	$(BIN)/python scripts/bench_data.py $(ARGS)
+
+bench-train: setup ## time a training step beside a bare PyTorch loop, with memory; options in ARGS="--steps N --preset P"
+	$(BIN)/python scripts/bench_train.py $(ARGS)

@@ -6,9 +6,9 @@ on the machine count little, and wall seconds on a GPU. Our step and the bare on
 
 import argparse
 import copy
+import itertools
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -110,6 +110,12 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
+def resident(key: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most (proc_pid_status(5); getrusage counts the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per step of ours, with its log files, and of the bare loop, by turns."""
     trainer = make_trainer(options, options.steps + WARM_UP)
@@ -156,9 +162,9 @@ def _measure(pipe: Any, options: argparse.Namespace, settings: dict[str, Any], b
     count = settings.get("accumulation", 1)
     trainer = make_trainer(options, (WARM_UP + 2) * count, **settings)
     estimate = memory.estimate_bytes(trainer)
-    trainer.measure_latents()
+    trainer.restorer.measured.fill_(True)  # measuring the latents would be the peak
     cuda = options.device.startswith("cuda")
-    start = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     times = [clock(options.device)]
     if bare:
         take = bare_step(trainer)
@@ -170,8 +176,8 @@ def _measure(pipe: Any, options: argparse.Namespace, settings: dict[str, Any], b
             Events.ITERATION_COMPLETED(every=count), lambda _: times.append(clock(options.device))
         )
         trainer.run()
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    steps = [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP:]
+    peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
+    steps = [b - a for a, b in itertools.pairwise(times)][WARM_UP:]
     pipe.send(
         {
             "seconds": statistics.median(steps),

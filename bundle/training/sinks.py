@@ -227,7 +227,9 @@ class WandbSink:
         except ImportError as error:
             raise BundleError("wandb is not installed", hint="pip install 'ct-enhance[wandb]'") from error
         # Its console capture and machine report would send host and user names, and paths.
-        options = wandb.Settings(console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True)
+        options = wandb.Settings(
+            console="off", silent=True, x_disable_meta=True, x_disable_stats=True, disable_git=True
+        )
         self._run = wandb.init(
             project="ct-enhance", dir=str(self.folder), mode=self.mode, config=dict(self.settings), settings=options
         )
@@ -242,7 +244,7 @@ class WandbSink:
 
     def close(self) -> None:
         """End the W&B run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

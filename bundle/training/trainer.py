@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
+from monai.handlers import MLFlowHandler
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
@@ -132,6 +133,8 @@ class BundleTrainer(SupervisedTrainer):
         # These run first: handlers given from outside, such as the one that loads a checkpoint, come before the
         # data position is read off the iteration, because STARTED handlers run in the order they were added.
         for handler in train_handlers or ():
+            if isinstance(handler, MLFlowHandler):  # what `--tracking mlflow` adds expects a decollated list
+                handler.output_transform = _losses_by_name
             handler.attach(self)
         self.add_event_handler(Events.STARTED, _go_to_data_position)
         self.add_event_handler(Events.STARTED, _finish_epoch)
@@ -325,6 +328,10 @@ class BundleTrainer(SupervisedTrainer):
             key: value.to(memory_format=self._memory_format) if value.ndim == 5 else value
             for key, value in batch.items()
         }
+
+
+def _losses_by_name(output: Mapping[str, float]) -> dict[str, float]:
+    return {f"train_{name}": value for name, value in output.items()}
 
 
 def _go_to_data_position(trainer: BundleTrainer) -> None:

@@ -1,10 +1,14 @@
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
+from training_fixtures import ROOT, TINY, write_phantoms
 
 from bundle.commands import launch as module
 from bundle.commands.launch import launch, note_exit_code
@@ -82,6 +86,75 @@ def test_sigterm_reaches_torchrun_and_75_comes_back(torchrun, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
+
+
+LAUNCHED = ["-m", "bundle", "launch", "--nproc_per_node", "2"]
+
+
+def children(process):
+    """Pids of all processes below one."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found.setdefault(int(status.read_text().rpartition(")")[2].split()[1]), []).append(int(status.parent.name))
+    below, todo = [], [process]
+    while todo:
+        todo += (new := found.get(todo.pop(), []))
+        below += new
+    return below
+
+
+def workers(pid):
+    """The processes of the training itself, which end with torchrun's workers and not its agent."""
+    return [
+        child
+        for child in children(pid)
+        if b"torch.distributed.run" not in (line := Path(f"/proc/{child}/cmdline").read_bytes()) and b"training" in line
+    ]
+
+
+def steps(folder):
+    table = folder / "metrics.csv"
+    return [int(line.split(",")[0]) for line in table.read_text().splitlines()[1:]] if table.exists() else []
+
+
+def wait_for_steps(process, folder, count):
+    while len(steps(folder)) < count:
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+@pytest.mark.full
+def test_two_real_processes_are_stopped_go_on_and_survive_a_killed_worker(tmp_path):
+    """SIGTERM: a checkpoint and 75. Killed -9: torchrun starts both again, and the run ends with 0."""
+    scans = write_phantoms(tmp_path / "scans")
+    configs = "['configs/train.yaml','configs/multi_gpu.yaml']"
+    keys = {**TINY, "batch_size": 1, "num_epochs": 4, "steps_per_epoch": 6, "checkpoint_every": 2, "val_interval": 9}
+    keys |= {"dataset_dir": scans, "output_dir": tmp_path / "run"}
+    options = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
+
+    def start(*more):
+        command = [sys.executable, *LAUNCHED, *more, "run", "training", "--config_file", configs, *options]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    first = start()
+    wait_for_steps(first, tmp_path / "run", 3)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(300) == 75
+    stopped_at = max(steps(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint_step_{stopped_at}.pt.sha256").is_file()
+    second = start("--max_restarts", "1")
+    wait_for_steps(second, tmp_path / "run", stopped_at + 4)
+    os.kill(workers(second.pid)[-1], signal.SIGKILL)
+    assert second.wait(600) == 0
+    taken = [step for step in steps(tmp_path / "run") if step]
+    assert sorted(set(taken)) == list(range(1, 31)) and (tmp_path / "run" / "model.pt").is_file()
+    refused = subprocess.run(
+        [sys.executable, *LAUNCHED, "run", "training", "--config_file", configs, "--lerning_rate", "1"],
+        cwd=ROOT,
+        check=False,
+    )
+    assert refused.returncode == 2
 
 
 def test_a_worker_alone_leaves_no_code(monkeypatch, tmp_path):

@@ -1,7 +1,11 @@
+import contextlib
+import sqlite3
+
 import pytest
 import torch
 from ignite.engine import Events
-from training_fixtures import make_workflow
+from monai.bundle import ConfigWorkflow
+from training_fixtures import ROOT, TINY, make_workflow
 
 from bundle.training.monitor import Monitor
 
@@ -92,3 +96,27 @@ def test_the_terminal_sees_phase_loss_rate_speed_wait_and_what_is_left(told):
     ]
     note = told[1][2][2][-1]
     assert all(part in note for part in ("loss 0.", "lr ", "steps/s", "data wait", "whole run 0 min left"))
+
+
+def test_mlflow_by_monais_own_switch(scans, cache, tmp_path):
+    """`--tracking mlflow`: a local SQLite store below output_dir, every loss term in every step."""
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("mlflow")
+    settings = {**TINY, "num_epochs": 1, "phase1_epochs": 1, "steps_per_epoch": 2, "save_execute_config": False}
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / "train.yaml"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        run_id="training",
+        tracking="mlflow",
+        dataset_dir=str(scans),
+        output_dir=str(tmp_path),
+        **{**settings, "training_data#cache_dir": str(cache)},
+    )
+    workflow.initialize()
+    workflow.run()
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlruns.db")) as store:
+        counts = dict(store.execute("select key, count(*) from metrics group by key").fetchall())
+        told = "".join(map(str, store.execute("select value from params").fetchall()))
+    assert counts["train_loss"] == 4 and counts["train_unrefined"] == 2
+    assert str(scans) not in told

@@ -87,7 +87,7 @@ def test_weights_and_biases_is_optional_and_named_when_missing(tmp_path, monkeyp
 
 def test_weights_and_biases_gets_numbers_only(tmp_path, monkeypatch):
     seen = []
-    run = types.SimpleNamespace(log=lambda v, step: seen.append((step, v)), finish=lambda quiet: seen.append("end"))
+    run = types.SimpleNamespace(log=lambda v, step: seen.append((step, v)), finish=lambda: seen.append("end"))
     fake = types.SimpleNamespace(init=lambda **options: seen.append(options) or run, Settings=lambda **options: options)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     tell([make_sinks(tmp_path, tensorboard=False, wandb="offline", settings={"seed": 1})[-1]], range(1, 3))
