@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import platform
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -109,7 +110,9 @@ def bm3d_slices(volume_hu: np.ndarray) -> None:
         bm3d.bm3d(np.ascontiguousarray(volume_hu[:, :, k]), sigma_psd=20.0)
 
 
-def methods(exported_dir: Path | None) -> tuple[dict[str, tuple[Callable[[np.ndarray], None], int]], Restorer, object]:
+def methods(
+    exported_dir: Path | None,
+) -> tuple[dict[str, tuple[Callable[[np.ndarray], None], int]], Restorer, RestorationInferer]:
     """Name to (function, slices per measurement), our network, and its inferer."""
     parser = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 16])
     parser.get_parsed_content("weights_digest")
@@ -171,6 +174,20 @@ def profile(network: Restorer, run: Callable[[np.ndarray], None], volume_hu: np.
     return {**spent, "noise estimate, units, tiles": total - sum(spent.values())}
 
 
+def memory() -> list[tuple[str, float]]:
+    """Peak resident memory in GB: of the loaded process, then of ever larger tiles of one restoration each."""
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    _, network, inferer = methods(None)
+    found = [("network loaded", peak())]
+    for size, depth in ((256, 8), (256, 16), (512, 8), (512, 16)):
+        ours(network, inferer, 1)(slices(None, depth)[0][:size, :size])
+        found.append((f"tile {size} x {size} x {depth}", peak()))
+    return found
+
+
 def measure(
     found: dict[str, tuple[Callable[[np.ndarray], None], int]], volume_hu: np.ndarray, *, rounds: int
 ) -> dict[str, list[float]]:
@@ -189,8 +206,13 @@ def main() -> int:
     parser.add_argument("--data_dir", type=Path, help="folder of one series")
     parser.add_argument("--exported_dir", type=Path, help="of `python -m bundle export`; adds the ONNX row")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="measure memory by tile size instead of time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.memory:
+        print("| peak memory | GB |\n|---|--:|")
+        print("\n".join(f"| {name} | {value:.2f} |" for name, value in memory()))
+        return 0
     volume_hu, what = slices(arguments.data_dir, 8)
     found, network, _ = methods(arguments.exported_dir)
     warm = next(iter(found.values()))[0]

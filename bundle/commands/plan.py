@@ -18,9 +18,9 @@ from bundle.restoration.tiles import cut
 
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
-# Measured with `small` on a CPU, see docs/performance.md: the process itself, and what a tile's voxels take.
-_BASE_GB = 1.0
-_BYTES_PER_TILE_VOXEL = 600
+# Rounded up from scripts/bench_inference.py --memory (`small` on a CPU): the process itself, and a tile's voxels.
+_BASE_GB = 0.7
+_BYTES_PER_TILE_VOXEL = 400
 _BYTES_PER_VOXEL = 14  # of the study: stored values, HU, the difference and what is written
 
 

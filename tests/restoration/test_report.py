@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
+from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.dicom.index import read_volume
 from bundle.restoration.report import MOST_BYTES, packed, polyline, write_report
@@ -67,6 +68,22 @@ def test_the_pixels_are_the_series(report):
     np.testing.assert_array_equal(before, hu[:, :, 3].T)
     np.testing.assert_array_equal(change / 10, (restored[:, :, 3] - hu[:, :, 3]).T)
     assert (deviation == 50).all()
+
+
+def test_the_workflow_writes_it_when_asked(tmp_path):
+    write_phantom_series(tmp_path / "in", size=48, slices=4)
+    weights = write_tiny_weights(tmp_path / "model.pt", part="denoiser", scale=0.02)
+    for asked in (False, True):  # a finished series is done again when a report is asked for
+        output = tmp_path / "out"
+        run_tiny(
+            "inference.yaml",
+            "inference",
+            dataset_dir=tmp_path / "in",
+            output_dir=output,
+            weights=weights,
+            report=asked,
+        )
+        assert len(list(output.glob("*/report.html"))) == asked
 
 
 def test_a_line_stays_in_its_frame():
