@@ -38,6 +38,13 @@ def prepare(restorer: Restorer, *, activation_checkpointing: bool | str = False,
     return True
 
 
+def format_weights(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Keep the weights of 3D convolutions in a memory format; their values stay."""
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.to(memory_format=memory_format)
+
+
 def _blocks(restorer: Restorer) -> Iterator[nn.Module]:
     unet = cast(Any, restorer.denoiser.net)
     yield from (*unet.down_blocks, unet.middle_block, *unet.up_blocks)

@@ -61,7 +61,7 @@ class CheckpointHandler:
         self.allow_world_size_change = flag(allow_world_size_change)
         self.resume_weights_only = flag(resume_weights_only)
         self._due = False
-        self._before: Any = None  # what SIGTERM did before
+        self._before: dict[int, Any] = {}  # what the signals did before
 
     def attach(self, trainer: BundleTrainer) -> None:
         """Register with the trainer; call after validation handlers, whose result is used."""
@@ -72,7 +72,11 @@ class CheckpointHandler:
 
     def _start(self, trainer: BundleTrainer) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: trainer.stop_asked.set())
+            trainer.at_exit.append(self._release_signals)
+            self._before = {
+                number: signal.signal(number, lambda number, _: _ask_to_stop(trainer, number))
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         found = distributed.from_main(self._to_resume)
         if found is not None:
             path = Path(found)
@@ -118,7 +122,6 @@ class CheckpointHandler:
         distributed.from_main(lambda: save_weights(trainer.average.module, self.weights_file))
         if distributed.rank() == 0:
             logger.info("weights written to %s", self.weights_file.name)
-        self._release_signal()
 
     def _save(self, trainer: BundleTrainer, kind: str) -> None:
         """Write one checkpoint and drop what is no longer kept.
@@ -143,7 +146,6 @@ class CheckpointHandler:
         distributed.from_main(write)
 
     def _stop(self, where: str) -> None:
-        self._release_signal()
         raise InterruptedRun(f"stopped after {where}; a checkpoint was written")
 
     def _restore_best(self, path: Path, *, epochs: int) -> None:
@@ -156,10 +158,17 @@ class CheckpointHandler:
             self.evaluator.state.best_metric = best["metric"]  # type: ignore[attr-defined]
             self.evaluator.state.best_metric_epoch = best["epoch"] + 1  # type: ignore[attr-defined]
 
-    def _release_signal(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+    def _release_signals(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+
+def _ask_to_stop(trainer: BundleTrainer, number: int) -> None:
+    """Let the step in hand end first; who presses Ctrl-C again does not want to wait."""
+    if number == signal.SIGINT and trainer.stop_asked.is_set():
+        raise KeyboardInterrupt
+    trainer.stop_asked.set()
 
 
 def _reason(error: Exception) -> str:

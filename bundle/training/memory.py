@@ -18,8 +18,8 @@ from bundle.training.trainer import BundleTrainer
 
 logger = logging.getLogger(__name__)
 
-# What libraries keep beside the tensors: workspaces of convolutions, fragmentation.
-_ALLOWANCE = 1.15
+# Beside what is kept: gradients on their way, workspaces of convolutions. Up to so much was measured (bench-train).
+_ALLOWANCE = 1.5
 
 
 def require_memory(trainer: BundleTrainer, *, check: bool | str = True) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from bundle.data.samplers import ResumableBatchSampler
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.training import distributed
+from bundle.training.execution import format_weights
 from bundle.training.limits import require_trainable_patch
 from bundle.training.optim import MovingAverage, clip_by_group, schedule, set_learning_rates
 from bundle.training.phases import Phase, PhasePlan, Span
@@ -97,6 +98,7 @@ class BundleTrainer(SupervisedTrainer):
         self.skipped_steps = 0  # in a row
         self.skipped_total = 0
         self.epochs_done = 0  # epochs whose validation and checkpoint are done too
+        self.at_exit: list[Callable[[], None]] = []  # what handlers undo, however the run ends
         self.stop_asked = threading.Event()
         self.stop_agreed = False  # by all processes, at the end of a step
         self._finite = True  # so far in this optimizer step
@@ -111,7 +113,7 @@ class BundleTrainer(SupervisedTrainer):
         self._memory_format = torch.channels_last_3d if channels_last else torch.preserve_format
         device = torch.device(device)
         step.to(device)
-        _format_weights(step, self._memory_format)
+        format_weights(step, self._memory_format)
         self.average = average
         average.module.to(device)
         super().__init__(
@@ -172,8 +174,12 @@ class BundleTrainer(SupervisedTrainer):
         Raises:
             InterruptedRun: also when another process of the run is lost.
         """
-        with distributed.lost_process():
-            super().run()
+        try:
+            with distributed.lost_process():
+                super().run()
+        finally:
+            for action in self.at_exit:
+                action()
 
     def _iteration(self, engine: Engine, batchdata: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         iteration = self.state.iteration - 1
@@ -357,12 +363,6 @@ def _enter_epoch(trainer: BundleTrainer) -> None:
 
 def _leave_epoch(trainer: BundleTrainer) -> None:
     trainer.sampler.skip = 0
-
-
-def _format_weights(step: torch.nn.Module, memory_format: torch.memory_format) -> None:
-    for parameter in step.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.to(memory_format=memory_format)
 
 
 def _sampler(length: int, batch_size: int, rank: int, world: int) -> ResumableBatchSampler:

@@ -209,9 +209,9 @@ def test_another_number_of_processes_is_refused_unless_allowed(seen, alone, scan
     before = run(scans, cache, folder, batch_size=1)
     assert "made with another number of processes: 2, this run has 1" in before["error"][1]
     after = run(scans, cache, folder, batch_size=1, allow_world_size_change=True)
-    assert [i for i, _ in after["losses"]] == list(
-        range(3, STEPS + 1)
-    )  # rank 1 died in step 4, the last checkpoint is of step 2
+    first = after["losses"][0][0]
+    assert first in (4, 5)  # rank 1 died in step 4: rank 0 may have saved that one, or have missed the other first
+    assert [i for i, _ in after["losses"]] == list(range(first, STEPS + 1))
 
     final = load_checkpoint(folder / "checkpoints/checkpoint_final.pt")
     expected = load_checkpoint(seen["folder"] / "whole/checkpoints/checkpoint_final.pt")

@@ -5,7 +5,7 @@ import torch
 
 from bundle.errors import BundleError
 from bundle.networks.presets import build_restorer
-from bundle.training.execution import prepare
+from bundle.training.execution import format_weights, prepare
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +40,13 @@ def test_switches_are_true_or_false(restorer):
         prepare(copy.deepcopy(restorer), activation_checkpointing="yes")
     with pytest.raises(BundleError, match="compile 'indcutor' is unknown"):
         prepare(copy.deepcopy(restorer), compile="indcutor")
+
+
+def test_channels_last_changes_no_value(restorer):
+    changed = copy.deepcopy(restorer)
+    format_weights(changed, torch.channels_last_3d)
+    expected, found = gradients(copy.deepcopy(restorer)), gradients(changed)
+    assert any(p.is_contiguous(memory_format=torch.channels_last_3d) for p in changed.parameters() if p.ndim == 5)
+    # Another order of sums: compared over all parameters, as single gradients nearly cancel.
+    flat, other = (torch.cat([g[n].flatten() for n, v in expected.items() if v is not None]) for g in (expected, found))
+    assert float((flat - other).norm()) <= 1e-4 * float(flat.norm())

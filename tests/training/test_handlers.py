@@ -13,6 +13,7 @@ from training_fixtures import equal, make_workflow
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error, report
 from bundle.files import file_digest
 from bundle.networks.presets import build_restorer
+from bundle.training import handlers
 from bundle.training.checkpoints import load_checkpoint, newest_checkpoint
 
 SHORT = {"phase1_epochs": 1, "num_epochs": 1, "steps_per_epoch": 4, "val_interval": 100}
@@ -181,6 +182,21 @@ def test_an_epoch_whose_validation_was_cut_off_gets_it_after_the_resume(settings
         assert equal(
             *(load_checkpoint(tmp_path / run / "checkpoints" / f"checkpoint_{name}.pt") for run in ("whole", "stopped"))
         ), name
+
+
+def test_ctrl_c_saves_too_and_a_second_one_does_not_wait(settings, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    workflow, trainer = make_workflow(output_dir=tmp_path, **settings)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda e: os.kill(os.getpid(), signal.SIGINT) if e.state.iteration == 2 else None
+    )
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    assert "stopped after iteration 2" in str(find_bundle_error(caught.value))
+    assert signal.getsignal(signal.SIGINT) is before
+    trainer.stop_asked.set()
+    with pytest.raises(KeyboardInterrupt):
+        handlers._ask_to_stop(trainer, signal.SIGINT)
 
 
 def test_stopped_during_a_validation_it_ends_with_the_epochs_checkpoint(settings, tmp_path):
