@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.datadict import keyword_dict, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 
 from bundle.dicom.series import series_key
 from bundle.errors import BundleError, ExitCode
@@ -162,7 +162,7 @@ def matching_rule(text: str) -> dict[str, str]:
     rule = {}
     for part in filter(None, text.split(";")):
         keyword, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or keyword not in keyword_dict or tag_for_keyword(keyword) is None:
+        if not equals or not keyword or tag_for_keyword(keyword) is None:
             raise BundleError(f"match: '{part}' is not KEYWORD=VALUE", hint="such as SeriesDescription=*thin*")
         rule[keyword] = value
     return rule
