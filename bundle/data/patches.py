@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bundle.data.averaging import SlabSampling, average
+from bundle.data.contrast import Contrast, ContrastSampling
 from bundle.data.levels import NoiseLevels
 from bundle.data.prepared import PreparedCase
 from bundle.data.splits import Part
@@ -38,6 +39,7 @@ class PatchDataset(Dataset):
         seed: with epoch and index it determines an item, whatever the worker, rank or resume.
         degradation: how the poor side is made; cases with a real poor partner have theirs instead.
         slabs: how often neighbouring slices are averaged; None never. Not where slices are made thicker, nor of pairs.
+        contrast: how often contrast and noise are scaled down together; None never.
         augment: flips and transposes.
     """
 
@@ -51,6 +53,7 @@ class PatchDataset(Dataset):
         seed: int,
         degradation: DegradationSampling | None = None,
         slabs: SlabSampling | None = None,
+        contrast: ContrastSampling | None = None,
         augment: bool = True,
     ) -> None:
         self.degradation = degradation or DegradationSampling()
@@ -71,6 +74,7 @@ class PatchDataset(Dataset):
         self.length = length
         self.seed = seed
         self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
+        self.contrast = contrast or ContrastSampling()
         self.augment = augment
         # Long series have more to teach, but not in proportion: neighbouring slices are alike.
         weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
@@ -89,11 +93,12 @@ class PatchDataset(Dataset):
         if self.augment:
             image, label = patch.turn(image), patch.turn(label)
             levels = levels[::-1].copy() if patch.turn.flips[2] else levels
+        image, label = patch.contrast(image), patch.contrast(label)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image))[None],
             "label": torch.from_numpy(np.ascontiguousarray(label))[None],
             "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * patch.slices), dtype=torch.float32),
-            "noise_level": torch.from_numpy(levels),
+            "noise_level": torch.from_numpy(np.float32(patch.contrast.scale) * levels),
         }
 
     def metadata(self, position: int | tuple[int, int]) -> dict[str, Any]:
@@ -107,6 +112,8 @@ class PatchDataset(Dataset):
             "degradation": "pair" if patch.part.case.paired else describe_steps(patch.steps),
             "flips": list(patch.turn.flips) if self.augment else [False] * 3,
             "transpose": self.augment and patch.turn.transpose,
+            "contrast": patch.contrast.scale,
+            "offset_hu": patch.contrast.offset_hu,
         }
 
     def series_key(self, position: int | tuple[int, int]) -> str:
@@ -128,7 +135,8 @@ class PatchDataset(Dataset):
         slices = 1 if part.case.paired else slices
         region = self._region(part, slices, rng)
         steps = self.degradation.draw(rng, realisations=part.case.realisations)
-        return _Patch(part, region, slices, () if part.case.paired else steps, _Turn.draw(rng))
+        steps = () if part.case.paired else steps
+        return _Patch(part, region, slices, steps, _Turn.draw(rng), self.contrast.draw(rng))
 
     def _region(self, part: Part, slices: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
         """Draw where a patch of `slices` times as many slices lies, favouring body over air."""
@@ -247,6 +255,7 @@ class _Patch:
     slices: int
     steps: Steps
     turn: _Turn
+    contrast: Contrast
 
 
 _Region: TypeAlias = tuple[slice, slice, slice]
