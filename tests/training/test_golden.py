@@ -1,6 +1,6 @@
 """The loss curve of a small training, kept: a change of it has to be meant.
 
-After a change that is meant: python tests/training/test_golden.py writes the new curve.
+After a change that is meant: PYTHONPATH=tests python tests/training/test_golden.py writes the new curve.
 """
 
 import json
