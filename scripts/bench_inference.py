@@ -164,7 +164,7 @@ def profile(network: Restorer, run: Callable[[np.ndarray], None], volume_hu: np.
 
     with (
         timed(network.autoencoder, "encode", "encoder"),
-        timed(network.autoencoder, "decode", "decoder (twice)"),
+        timed(network.autoencoder, "decode_difference", "decoder"),
         timed(network.denoiser, "forward", "denoiser"),
         timed(network.refiner, "forward", "refiner"),
     ):

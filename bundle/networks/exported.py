@@ -69,6 +69,11 @@ class ExportedAutoencoder(nn.Module):
         """Whitened latent to network units (B, 1, H, W, D)."""
         return self.decoder(z)
 
+    def decode_difference(self, z: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """decode(z) - decode(other)."""
+        decoded, base = self.decode(torch.cat([z, other])).chunk(2)
+        return decoded - base
+
 
 class ExportedPart(OnnxPart):
     """An exported denoiser or refiner, which the Restorer asks for its `multiple`."""

@@ -172,9 +172,7 @@ class Restorer(nn.Module):
 
     def unrefined(self, conditions: Conditions, latent: torch.Tensor) -> torch.Tensor:
         """Return input + decode(latent) - decode(input's latent), in linear network units."""
-        decoded = self.autoencoder.decode(torch.cat([latent, conditions.latent]))
-        restored, unchanged = decoded.chunk(2)
-        return conditions.base + restored - unchanged
+        return conditions.base + self.autoencoder.decode_difference(latent, conditions.latent)
 
     def refined(self, conditions: Conditions, unrefined: torch.Tensor) -> torch.Tensor:
         """Return the restoration with the refiner's correction added."""

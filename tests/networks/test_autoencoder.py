@@ -107,6 +107,36 @@ def test_the_exact_path_is_the_same_function_in_float32(randomise, networks_from
     torch.testing.assert_close(exact.decode(mean), plain.decode(mean), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("exact_path", [True, False])
+def test_a_difference_of_decodings_is_what_it_says(randomise, exact_path):
+    net = lossless(4, exact_path=exact_path)
+    randomise(net.net, scale=0.05)
+    net.double()
+    z = net.encode(images().double()).detach().double()
+    other = z + 0.05 * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+
+    def gradients(values: torch.Tensor) -> list[torch.Tensor]:
+        return torch.autograd.grad(values.square().sum(), net.decoder_parameters(), materialize_grads=True)
+
+    expected, found = net.decode(other) - net.decode(z), net.decode_difference(other, z)
+    largest = float(expected.detach().abs().max())
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=1e-5 * largest)
+    for one, same in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-5 * float(same.abs().max()) + 1e-6)
+
+
+@torch.no_grad()
+def test_under_bfloat16_the_error_of_a_difference_goes_with_the_change(randomise):
+    net = lossless(4)
+    randomise(net.net, scale=0.001)
+    z = net.encode(images().clamp(-1, 3.071))
+    other = z + 0.05 * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    expected = net.decode_difference(other, z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = net.decode_difference(other, z)
+    assert (rounded - expected).square().mean().sqrt() < 0.005 * expected.square().mean().sqrt()
+
+
 @torch.no_grad()
 def test_the_latents_noise_starts_at_one_hu():
     std = lossless(4).distribution(images())[1]
