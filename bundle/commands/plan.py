@@ -11,7 +11,10 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.data.sources import Case, find_cases
+from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import find_series
+from bundle.dicom.thin_slices import ThinSlices
+from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.tiles import cut
@@ -44,17 +47,19 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
     source = find_cases(options["dataset_dir"], max_samples=maximum, gaps=gaps)
     network, inferer = _built(parser)
     per_voxel = seconds_per_voxel(network, inferer)
-    sizes = _sizes(source.cases, Path(options["dataset_dir"]), gaps=gaps)
-    series = [_planned(case.key, sizes[case.key], inferer, network.multiple, per_voxel) for case in source.cases]
+    sizes, refused = _sizes(
+        source.cases, Path(options["dataset_dir"]), gaps=gaps, thin=parser.get_parsed_content("thin")
+    )
+    series = [_planned(key, size, inferer, network.multiple, per_voxel) for key, size in sizes.items()]
     return {
         "series": series,
-        "refused": [{"key": one.key, "reason": one.reason} for one in source.refused if not one.foreign],
+        "refused": [{"key": one.key, "reason": one.reason} for one in source.refused if not one.foreign] + refused,
         "steps": inferer.steps,
         "num_samples": inferer.num_samples,
         "device": str(inferer.device),
         "number_format": str(inferer.precision.dtype or torch.float32).removeprefix("torch."),
         "estimated_seconds": round(sum(one["estimated_seconds"] for one in series)),
-        "estimated_memory_gb": round(max(_memory_gb(one["size"], inferer) for one in series), 1),
+        "estimated_memory_gb": round(max((_memory_gb(one["size"], inferer) for one in series), default=0.0), 1),
     }
 
 
@@ -111,13 +116,26 @@ def _planned(
     return {"key": key, "size": list(size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
 
 
-def _sizes(cases: Sequence[Case], folder: Path, *, gaps: str) -> dict[str, tuple[int, int, int]]:
-    """Key to H, W, D, from headers alone."""
+def _sizes(
+    cases: Sequence[Case], folder: Path, *, gaps: str, thin: ThinSlices | None
+) -> tuple[dict[str, tuple[int, int, int]], list[dict[str, str]]]:
+    """Key to H, W, D as they will be restored, and what has no grid of thin slices; from headers alone."""
     if cases[0].files[0].lower().endswith((".nii", ".nii.gz")):
         import nibabel
 
-        return {case.key: nibabel.load(case.files[0]).shape[:3] for case in cases}  # type: ignore[attr-defined]
-    return {series.key: series.shape for series in find_series(folder, gaps=gaps).series}
+        images: dict[str, Any] = {case.key: nibabel.load(case.files[0]) for case in cases}  # type: ignore[attr-defined]
+        found = {key: (image.shape[:3], grid_spacing_mm(image.affine)[2], False) for key, image in images.items()}
+    else:
+        index = {series.key: series for series in find_series(folder, gaps=gaps).series}
+        chosen = [index[case.key] for case in cases]
+        found = {one.key: (one.shape, one.spacing_mm[2], one.grid is not None) for one in chosen}
+    sizes, refused = {}, []
+    for key, ((rows, columns, depth), spacing_mm, resampled) in found.items():
+        try:
+            sizes[key] = rows, columns, depth if thin is None else thin.count(depth, spacing_mm, resampled=resampled)
+        except BundleError as error:
+            refused.append({"key": key, "reason": error.message})
+    return sizes, refused
 
 
 def _duration(seconds: float) -> str:

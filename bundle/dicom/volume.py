@@ -28,12 +28,14 @@ class SliceOrigins:
         weight: share of `above`, 0 to 1, (D,).
         exact: bool, (D,): the slice lies where its true slice was taken. At the ends of an irregular series a slice
             may hold a true slice's values up to half a spacing away.
+        reason: why slices are not as they were, for Derivation Description.
     """
 
     below: np.ndarray
     above: np.ndarray
     weight: np.ndarray
     exact: np.ndarray
+    reason: str = "gaps or irregular spacing of the source resampled"
 
     def __len__(self) -> int:
         return len(self.below)
@@ -65,7 +67,7 @@ class Volume:
         intercept: Rescale Intercept per slice, float64, (D,).
         key: the series key: 16 hex digits that identify the series without naming it.
         padding: lowest and highest stored value that is Pixel Padding Value per slice, None for a slice without.
-        origins: for a series that was resampled by true positions, where its slices come from; else None.
+        origins: for a series that was resampled along its slices, where they come from; else None.
         true_headers: of the slices that `origins` numbers; () without.
     """
 
@@ -152,7 +154,7 @@ class Volume:
 
     @property
     def resampled(self) -> bool:
-        """Whether slices were interpolated between true ones, because some were missing or unevenly spaced."""
+        """Whether slices were interpolated between true ones; `origins.reason` says why."""
         return self.origins is not None
 
     @property

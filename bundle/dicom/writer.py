@@ -159,10 +159,10 @@ def _header(
 def _description(volume: Volume, k: int, derivation: Derivation) -> str:
     """Derivation Description: the method, and what resampling did to this slice."""
     resampled = ""
-    if volume.resampled:
-        what = "kept as it was" if volume.is_true_slice(k) else "interpolated linearly"
-        missing = f"slices at {volume.spacing_mm[2]:.4g} mm by true positions, this one {what}"
-        resampled = f"; gaps or irregular spacing of the source resampled: {missing}"
+    if volume.origins is not None:
+        what = "at the place of one of the source" if volume.is_true_slice(k) else "interpolated linearly"
+        slices = f"slices at {volume.spacing_mm[2]:.4g} mm by true positions, this one {what}"
+        resampled = f"; {volume.origins.reason}: {slices}"
     return derivation.description[: 1024 - len(resampled)] + resampled
 
 

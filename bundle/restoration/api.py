@@ -22,6 +22,8 @@ from monai.transforms import Compose, Invertd
 from bundle.configuration import bundle_root
 from bundle.data.sources import find_cases
 from bundle.dicom.geometry import grid_spacing_mm
+from bundle.dicom.thin_slices import ThinSlices
+from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
@@ -36,7 +38,8 @@ class Restoration:
     """One restored volume.
 
     Attributes:
-        restored_hu: (H, W, D), float32, on the input's grid; untouched voxels keep their values.
+        restored_hu: (H, W, D), float32, on the input's grid, or with slice_spacing_mm on one of thin slices;
+            untouched voxels keep their values.
         uncertainty_hu: standard deviation (H, W, D), calibrated where the weights' card says how; None with one sample.
         affine: (i, j, k, 1) -> RAS mm, (4, 4).
         key: of the series; empty for an array.
@@ -65,6 +68,7 @@ class LoadedRestorer:
         self.strength = float(parser.get_parsed_content("strength"))
         self.uncertainty_scale = self.strength * card.uncertainty_scale
         self.gaps: str = parser.get_parsed_content("gaps")
+        self.thin: ThinSlices | None = parser.get_parsed_content("thin")
         loader, *rest = parser.get_parsed_content("preprocessing").transforms
         self._load, self._prepare = loader, Compose(rest)
         self._back = Invertd("difference", transform=self._prepare, orig_keys="image", nearest_interp=False)
@@ -85,6 +89,8 @@ class LoadedRestorer:
             raise BundleError("volume_hu must be finite HU of shape (H, W, D)", hint="replace NaN, squeeze other axes")
         if affine.shape != (4, 4) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             raise BundleError("affine must be a 4 x 4 matrix from voxels to mm", hint="take it from the image's header")
+        if self.thin is not None:
+            volume_hu, affine = self.thin.array(volume_hu, affine)
         return self._restore(MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine)), volume_hu)
 
     def folder(self, folder: str | Path) -> Iterator[Restoration]:
@@ -95,8 +101,8 @@ class LoadedRestorer:
         """
         for case in find_cases(folder, gaps=self.gaps).cases:
             image = self._load({"image": list(case.files)})["image"]
-            source = image.meta.get("volume")
-            padding = None if source is None else source.padding_mask
+            source = image.meta["volume"]
+            padding = source.padding_mask if isinstance(source, Volume) else None
             yield self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ The weights' card holds, per property, the range that training and validation co
 A property that cannot be found in a series (no header, no soft tissue) says nothing and is listed as unknown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,14 +69,15 @@ class Domain:
         return {"reasons": list(self.reasons), "measured": dict(self.measured)}
 
 
-def judge(measured: Mapping[str, Any], ranges: Mapping[str, Any]) -> Domain:
+def judge(measured: Mapping[str, Any], ranges: Mapping[str, Any], *, objections: Sequence[str] = ()) -> Domain:
     """Hold a series' properties against a card's domain.
 
     Args:
         measured: from `measure`.
         ranges: property -> [lowest, highest], or a list of words for 'contrast'.
+        objections: what else puts it outside the domain, in words.
     """
-    reasons = []
+    reasons = list(objections)
     for name, (words, unit) in PROPERTIES.items():
         value, known = measured.get(name), ranges.get(name)
         if value is None or known is None:
@@ -87,7 +88,7 @@ def judge(measured: Mapping[str, Any], ranges: Mapping[str, Any]) -> Domain:
         elif not known[0] <= value <= known[1]:
             bound = f"below {known[0]:.3g}" if value < known[0] else f"above {known[1]:.3g}"
             reasons.append(f"{words} {value:.3g} {unit} is {bound}".replace("  ", " "))
-    return Domain(not reasons, bool(ranges), tuple(reasons), dict(measured))
+    return Domain(not reasons, bool(ranges or objections), tuple(reasons), dict(measured))
 
 
 def measure(source: SourceSlices, header: Dataset | None = None) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class RestorationEvaluator(SeriesEvaluator):
         refused: what the index would not use, for the summary.
         card: what is known of the weights.
         strict_domain: refuse series outside the weights' domain.
+        objections: what puts every series outside it (`registry.objections`).
         **others: as for SeriesEvaluator.
     """
 
@@ -178,6 +179,7 @@ class RestorationEvaluator(SeriesEvaluator):
         refused: Sequence[Refusal] = (),
         card: WeightsCard = NO_CARD,
         strict_domain: bool = False,
+        objections: Sequence[str] = (),
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="restoring", **others)
@@ -186,6 +188,7 @@ class RestorationEvaluator(SeriesEvaluator):
         self.refused = list(refused)
         self.card = card
         self.strict_domain = strict_domain
+        self.objections = tuple(objections)
         use_card(cast(Restorer, self.network), card)
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
@@ -205,7 +208,8 @@ class RestorationEvaluator(SeriesEvaluator):
         """
         image = data["image"]
         source = image.meta["volume"]
-        domain = judge(measure(source, source.headers[0] if isinstance(source, Volume) else None), self.card.domain)
+        measured = measure(source, source.headers[0] if isinstance(source, Volume) else None)
+        domain = judge(measured, self.card.domain, objections=self.objections)
         if not domain.inside:
             reasons = "; ".join(domain.reasons)
             if self.strict_domain:

@@ -70,14 +70,34 @@ def read_card(weights_file: str | Path) -> WeightsCard:
     return card
 
 
+def task_of(card: WeightsCard, task: str) -> WeightsCard:
+    """Return `card` when its weights are for `task`, or it does not say for what they are.
+
+    Raises:
+        BundleError: when the task is unknown, or the weights are for another one.
+    """
+    _require_task(task)
+    if card.task not in ("", task):
+        raise BundleError(
+            f"these weights are for task '{card.task}', not '{task}'", hint=f"set --task {card.task}, or name others"
+        )
+    return card
+
+
+def objections(card: WeightsCard, *, slice_spacing_mm: float | None) -> tuple[str, ...]:
+    """What puts every series of a run outside the weights' domain, in words."""
+    if slice_spacing_mm is not None and card.task == "denoise":
+        return ("interpolated to thinner slices, for which weights for denoising were not made",)
+    return ()
+
+
 def weights_for(task: str, folder: str | Path) -> str:
     """The weights file of a folder for a task.
 
     Raises:
         BundleError: when the task is unknown, or the folder has no weights for it.
     """
-    if task not in TASKS:
-        raise BundleError(f"task '{task}' is unknown", hint=f"use one of {', '.join(TASKS)}")
+    _require_task(task)
     folder = Path(folder)
     fitting = [
         path.with_suffix(".pt")
@@ -88,7 +108,15 @@ def weights_for(task: str, folder: str | Path) -> str:
         return str(fitting[0])
     if task == "denoise":
         return str(folder / DEFAULT_FILE)
-    raise BundleError(f"there are no weights for task '{task}'", hint="train them, and name them with --weights_file")
+    raise BundleError(
+        f"there are no weights for task '{task}'",
+        hint="name some with --weights_file, or interpolate to thin slices and denoise them with --task denoise",
+    )
+
+
+def _require_task(task: str) -> None:
+    if task not in TASKS:
+        raise BundleError(f"task '{task}' is unknown", hint=f"use one of {', '.join(TASKS)}")
 
 
 def _parsed(path: Path) -> WeightsCard:

@@ -38,3 +38,10 @@ def test_what_the_run_would_refuse(options):
     with pytest.raises(RuntimeError) as caught:  # MONAI wraps what a component raises; the command unwraps it
         make_plan(CONFIG, {**options, "steps": 0})
     assert "steps" in str(find_bundle_error(caught.value))
+
+
+def test_thin_slices_are_counted(options):
+    thin = {**options, "task": "denoise", "slice_spacing_mm": 0.5}
+    assert make_plan(CONFIG, thin)["series"][0]["size"] == [64, 64, 46]  # 9 x 2.5 mm and both ends
+    plan = make_plan(CONFIG, {**thin, "slice_spacing_mm": 3.0})
+    assert plan["series"] == [] and any("more than the 2.5 mm" in one["reason"] for one in plan["refused"])

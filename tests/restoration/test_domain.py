@@ -34,6 +34,12 @@ def test_each_property_out_of_range_is_a_reason_in_words(name, value, said):
     assert said in domain.said
 
 
+def test_an_objection_is_a_reason_whatever_is_measured():
+    for ranges in (RANGES, {}):
+        domain = judge(INSIDE, ranges, objections=["made for something else"])
+        assert domain.word == "no" and domain.reasons == ("made for something else",)
+
+
 def test_what_is_unknown_on_either_side_says_nothing():
     assert judge({**INSIDE, "noise_hu": None, "bone_fraction": 0.9}, RANGES).inside
     assert judge(INSIDE, {}).word == "unknown"

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bundle.errors import BundleError
-from bundle.restoration.registry import NO_CARD, read_card, weights_for
+from bundle.restoration.registry import NO_CARD, objections, read_card, task_of, weights_for
 
 CARD = {
     "schema": 1,
@@ -66,3 +66,16 @@ def test_weights_without_a_card_are_for_denoising(tmp_path):
         weights_for("thin", tmp_path)
     with pytest.raises(BundleError, match="task 'sharpen'"):
         weights_for("sharpen", tmp_path)
+
+
+def test_weights_of_another_task_are_refused(tmp_path):
+    card = read_card(weights(tmp_path, task="thin"))
+    assert task_of(card, "thin") is card and task_of(NO_CARD, "thin") is NO_CARD
+    with pytest.raises(BundleError, match="are for task 'thin', not 'denoise'"):
+        task_of(card, "denoise")
+
+
+def test_thin_slices_are_no_matter_for_weights_that_denoise(tmp_path):
+    denoise, thin = (read_card(weights(tmp_path, name, task=name)) for name in ("denoise", "thin"))
+    assert objections(denoise, slice_spacing_mm=1.0) and not objections(denoise, slice_spacing_mm=None)
+    assert not objections(thin, slice_spacing_mm=1.0) and not objections(NO_CARD, slice_spacing_mm=1.0)
