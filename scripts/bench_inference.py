@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bundle.networks.precision import Precision, resolve_precision
+from bundle.networks.precision import Precision, prepare_cpu, resolve_precision
 from bundle.networks.restorer import Restorer
 from bundle.restoration.api import inference_parser
 from bundle.restoration.inferer import RestorationInferer
@@ -208,7 +208,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure memory by tile size instead of time")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare_cpu(threads=1)
     if arguments.memory:
         print("| peak memory | GB |\n|---|--:|")
         print("\n".join(f"| {name} | {value:.2f} |" for name, value in memory()))

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from bundle.networks.inplane import EncoderDownsample, InPlaneUpsample
+from bundle.networks.layout import convolve, from_slices_first, to_slices_first, use_slices_first
 
 # exp(-13.8 / 2) = 1e-3 network units = 1 HU: the latent noise of an untrained lossless autoencoder.
 _START_LOG_VARIANCE = -13.8
@@ -37,7 +38,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, net: nn.Module, *, latent_channels: int, factor: int, exact_path: bool) -> None:
         super().__init__()
-        self.net = net
+        self.net = use_slices_first(net)
         self.latent_channels = latent_channels
         self.factor = factor
         self.exact_path = exact_path
@@ -46,22 +47,25 @@ class Autoencoder(nn.Module):
 
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
-        if not self.exact_path:
-            mean, std = self.net.encode(x)
-            return mean.float(), std.float()
-        features = _through(self.net.encoder.blocks, x)
-        with full_precision(x):
-            log_variance = self.net.quant_conv_log_sigma(features)
-            mean = self.net.quant_conv_mu(features)
-        return mean, (log_variance.clamp(-30.0, 20.0) / 2).exp()  # AutoencoderKL's own limits
+        x = to_slices_first(x)
+        if self.exact_path:
+            features = _through(self.net.encoder.blocks, x)
+            with full_precision(x):
+                log_variance = self.net.quant_conv_log_sigma(features)
+                mean = self.net.quant_conv_mu(features)
+            std = (log_variance.clamp(-30.0, 20.0) / 2).exp()  # AutoencoderKL's own limits
+        else:
+            mean, std = (part.float() for part in self.net.encode(x))
+        return from_slices_first(mean), from_slices_first(std)
 
     def decode_raw(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the image (B, 1, H, W, D) of a raw latent."""
+        latent = to_slices_first(latent)
         if not self.exact_path:
-            return self.net.decode(latent).float()
+            return from_slices_first(self.net.decode(latent).float())
         with full_precision(latent):
             features = self.net.post_quant_conv(latent)
-        return _through(self.net.decoder.blocks, features)
+        return from_slices_first(_through(self.net.decoder.blocks, features))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W, D) in network units to the whitened latent (B, L, H/f, W/f, D): the mean, never a draw."""
@@ -82,14 +86,14 @@ class Autoencoder(nn.Module):
             return decoded - base
         blocks = list(self.net.decoder.blocks)
         last = max((i for i, block in enumerate(blocks) if hasattr(block, "conv2")), default=-1)
-        raw = torch.cat([z, other]) * _channels(self.latent_std) + _channels(self.latent_mean)
+        raw = to_slices_first(torch.cat([z, other]) * _channels(self.latent_std) + _channels(self.latent_mean))
         with full_precision(raw):
             features = self.net.post_quant_conv(raw)
         changed, unchanged = _through(blocks[: last + 1], features).chunk(2)
         difference = changed - unchanged
         for block in blocks[last + 1 :]:
             difference = _without_bias(block, difference)
-        return difference.float()
+        return from_slices_first(difference.float())
 
     @torch.no_grad()
     def measure(self, raw_latents: torch.Tensor) -> None:
@@ -131,10 +135,7 @@ def _without_bias(block: Any, x: torch.Tensor) -> torch.Tensor:
     if isinstance(block, nn.Identity):
         return x
     conv: Any = block.conv.conv if isinstance(block, InPlaneUpsample) else block.conv
-    settings = (conv.weight, 0 * conv.bias, conv.stride, conv.padding)
-    if isinstance(conv, nn.ConvTranspose3d):
-        return functional.conv_transpose3d(x, *settings, conv.output_padding)
-    return functional.conv3d(x, *settings)
+    return convolve(conv, x, 0 * conv.bias)
 
 
 def _residual(block: Any, x: torch.Tensor) -> torch.Tensor:

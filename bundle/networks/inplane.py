@@ -32,13 +32,15 @@ class _Convolution(nn.Module):
 class EncoderDownsample(nn.Module):
     """(B, C, H, W, D) to (B, C, H/2, W/2, D): 3x3x3 convolution on a grid padded at the far end, as AutoencoderKL's."""
 
+    slices_first = False  # (B, C, D, H, W) in and out, set by `layout.use_slices_first`
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = _Convolution(nn.Conv3d(channels, channels, 3, stride=(2, 2, 1), padding=(0, 0, 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Halve rows and columns."""
-        return self.conv(functional.pad(x, (0, 0, 0, 1, 0, 1)))
+        return self.conv(functional.pad(x, (0, 1, 0, 1) if self.slices_first else (0, 0, 0, 1, 0, 1)))
 
 
 class DenoiserDownsample(nn.Module):
@@ -56,6 +58,8 @@ class DenoiserDownsample(nn.Module):
 class InPlaneUpsample(nn.Module):
     """(B, C, H, W, D) to (B, C, 2H, 2W, D): nearest neighbours and a 3x3x3 convolution, or its transposed form."""
 
+    slices_first = False
+
     def __init__(self, channels: int, *, transposed: bool = False) -> None:
         super().__init__()
         self.transposed = transposed
@@ -69,7 +73,8 @@ class InPlaneUpsample(nn.Module):
     def forward(self, x: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
         """Double rows and columns; `emb` is part of the denoiser block's interface and unused."""
         if not self.transposed:
-            x = functional.interpolate(x, scale_factor=(2.0, 2.0, 1.0), mode="nearest")
+            factors = (1.0, 2.0, 2.0) if self.slices_first else (2.0, 2.0, 1.0)
+            x = functional.interpolate(x, scale_factor=factors, mode="nearest")
         return self.conv(x)
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bundle.networks.layout import from_slices_first, to_slices_first, use_slices_first
 from bundle.networks.norm import drop_norms
 
-_LOCAL_MEAN = (5, 5, 1)  # voxels: the neighbourhood whose mean is taken off, so that anatomy's level is not seen
+_LOCAL_MEAN = (1, 5, 5)  # slices, rows, columns whose mean is taken off, so that anatomy's level is not seen
 
 
 class Refiner(nn.Module):
@@ -36,7 +37,7 @@ class Refiner(nn.Module):
             norm_name="instance",
         )
         # Instance norms depend on the window; without them a tile equals the same part of the whole volume.
-        drop_norms(self.net)
+        use_slices_first(drop_norms(self.net))
         last = self.net.output_block.conv.conv
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -50,11 +51,12 @@ class Refiner(nn.Module):
             restored: the latent path's restoration, same shape.
             noise: noise level per slice in network units (B, 1, 1, 1, D).
         """
-        local_mean = functional.avg_pool3d(restored, _LOCAL_MEAN, stride=1, padding=(2, 2, 0), count_include_pad=False)
+        base, restored, noise = (to_slices_first(x) for x in (base, restored, noise))
+        local_mean = functional.avg_pool3d(restored, _LOCAL_MEAN, stride=1, padding=(0, 2, 2), count_include_pad=False)
         features = [
             ((base - restored) / noise).clamp(-6.0, 6.0),
             ((restored - local_mean) / noise).clamp(-6.0, 6.0),
             restored.clamp(-1.0, 1.0),
             noise.log().expand_as(base),
         ]
-        return noise * self.net(torch.cat(features, dim=1)).float()
+        return from_slices_first(noise * self.net(torch.cat(features, dim=1)).float())

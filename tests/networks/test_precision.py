@@ -1,9 +1,13 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from bundle.errors import BundleError
 from bundle.networks import precision
-from bundle.networks.precision import MODES, Precision, resolve_precision
+from bundle.networks.precision import MODES, Precision, prepare_cpu, resolve_precision
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
@@ -91,3 +95,35 @@ def test_the_context_computes_in_the_format():
 
 def test_this_machine_resolves_auto_without_error():
     assert resolve_precision("auto", "cpu").dtype in (BF16, None)
+
+
+def test_threads_are_at_most_the_cores(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for threads in (0, 1, 64):
+        prepare_cpu(threads)
+    assert asked == [1, 2]
+
+
+def test_large_blocks_are_used_again_instead_of_cleared_by_the_kernel():
+    """In a process of its own: page faults of the same work, before and after."""
+    code = """
+import resource, torch
+from bundle.networks.precision import prepare_cpu
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(16, 1024, 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+prepare_cpu(1)
+faults()
+print(before, faults())
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, shown.split())
+    assert before > 8 * 10_000  # 64 MiB are 16,384 pages
+    assert after < before / 10

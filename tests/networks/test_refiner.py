@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from bundle.networks.layout import from_slices_first
 from bundle.networks.refiner import Refiner
 
 
@@ -57,7 +58,7 @@ def test_its_correction_is_in_units_of_the_noise(refiner):
     base, restored, noise = inputs()
     correction = refiner(base, restored, noise)
     hook.remove()
-    torch.testing.assert_close(correction, noise * seen[0])
+    torch.testing.assert_close(correction, noise * from_slices_first(seen[0]))
 
 
 def test_gradient_reaches_every_weight(refiner):

@@ -1,0 +1,64 @@
+"""Slices outermost inside the networks, for speed; everywhere else volumes are (B, C, H, W, D).
+
+A convolution on a processor runs along the innermost axis. With a handful of slices there it reaches a quarter of the
+speed that it has along a row of pixels (docs/performance.md). So the networks work on (B, C, D, H, W), channels last in
+memory. Weights keep the order H, W, D, in which every version of this bundle stores them.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def to_slices_first(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W, D) to (B, C, D, H, W), channels last in memory."""
+    return x.permute(0, 1, 4, 2, 3).contiguous(memory_format=torch.channels_last_3d)
+
+
+def from_slices_first(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, D, H, W) to (B, C, H, W, D), a view."""
+    return x.permute(0, 1, 3, 4, 2)
+
+
+class _Convolution(nn.Conv3d):
+    """On (B, C, D, H, W) with weights (O, I, kH, kW, kD)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return convolve(self, x, self.bias)
+
+
+class _TransposedConvolution(nn.ConvTranspose3d):
+    """On (B, C, D, H, W) with weights (I, O, kH, kW, kD)."""
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        assert output_size is None
+        return convolve(self, x, self.bias)
+
+
+def convolve(conv: nn.Conv3d | nn.ConvTranspose3d, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Apply a convolution with weights in the order H, W, D to x (B, C, D, H, W)."""
+    weight = conv.weight.permute(0, 1, 4, 2, 3)
+    assert not isinstance(conv.padding, str)
+    stride, padding = _slices_first(conv.stride), _slices_first(conv.padding)
+    dilation = _slices_first(conv.dilation)
+    if isinstance(conv, nn.ConvTranspose3d):
+        extra = _slices_first(conv.output_padding)
+        return functional.conv_transpose3d(x, weight, bias, stride, padding, extra, conv.groups, dilation)
+    return functional.conv3d(x, weight, bias, stride, padding, dilation, conv.groups)
+
+
+def use_slices_first(net: nn.Module) -> nn.Module:
+    """Make every convolution of `net`, in place, work on (B, C, D, H, W), and return it; names of weights stay."""
+    for module in net.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = _Convolution
+        elif type(module) is nn.ConvTranspose3d:
+            module.__class__ = _TransposedConvolution
+        elif hasattr(module, "slices_first"):
+            setattr(module, "slices_first", True)  # noqa: B010 # a plain attribute, not one of nn.Module's
+    return net
+
+
+def _slices_first(values: tuple[int, ...]) -> tuple[int, int, int]:
+    rows, columns, slices = values
+    return slices, rows, columns

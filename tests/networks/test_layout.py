@@ -1,0 +1,62 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bundle.networks.inplane import DenoiserDownsample, EncoderDownsample, InPlaneUpsample
+from bundle.networks.layout import convolve, from_slices_first, to_slices_first, use_slices_first
+
+X = torch.rand(2, 4, 8, 12, 5, generator=torch.Generator().manual_seed(0))
+MODULES = {
+    "convolution": lambda: nn.Conv3d(4, 6, (3, 5, 1), stride=(2, 1, 1), padding=(1, 2, 0), dilation=(1, 1, 2)),
+    "groups": lambda: nn.Conv3d(4, 4, 3, padding=1, groups=2, bias=False),
+    "transposed": lambda: nn.ConvTranspose3d(
+        4, 3, (2, 4, 3), stride=(2, 3, 1), padding=(0, 1, 1), output_padding=(1, 2, 0)
+    ),
+    "encoder": lambda: EncoderDownsample(4),
+    "denoiser": lambda: DenoiserDownsample(4),
+    "nearest": lambda: InPlaneUpsample(4),
+    "upsample": lambda: InPlaneUpsample(4, transposed=True),
+}
+
+
+def test_there_and_back_is_the_same_memory():
+    there = to_slices_first(X)
+    assert there.shape == (2, 4, 5, 8, 12)
+    assert there.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(from_slices_first(there), X)
+    assert from_slices_first(there).data_ptr() == there.data_ptr()
+    assert (
+        to_slices_first(from_slices_first(there)).data_ptr() == there.data_ptr()
+    )  # nothing is copied between networks
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_the_same_function_with_the_same_weights(name):
+    torch.manual_seed(0)
+    module = MODULES[name]()
+    changed = use_slices_first(copy.deepcopy(module))
+    assert list(changed.state_dict()) == list(module.state_dict())
+    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+    expected, found = module(x), from_slices_first(changed(to_slices_first(y)))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    weight = torch.rand(expected.shape)
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, atol=1e-4, rtol=1e-4)
+    for one, other in zip(changed.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_a_bias_can_be_left_out():
+    conv = use_slices_first(nn.Conv3d(4, 2, 3))
+    x = to_slices_first(X)
+    torch.testing.assert_close(convolve(conv, x, None) + conv.bias[:, None, None, None], conv(x))
+
+
+def test_a_second_time_changes_nothing():
+    net = nn.Sequential(nn.Conv3d(4, 4, 3), InPlaneUpsample(4))
+    x = to_slices_first(X)
+    first = use_slices_first(net)(x)
+    assert torch.equal(use_slices_first(net)(x), first)
