@@ -24,6 +24,7 @@ class HubStub:
         self.files, self.token = files, token
         self.faults = defaultdict(list)  # by path: '503', 'cut', 'slow', each for one GET
         self.sent, self.gets = Counter(), Counter()
+        self.held = {}  # by path: a threading.Event that has to be set before a GET is answered
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,7 +55,7 @@ class HubStub:
         api = "/api/datasets/owner/name"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{SHA}"):
             content = {"id": "owner/name", "sha": SHA, "private": False, "tags": [], "downloads": 0, "likes": 0}
-            return self.send(request, 200, json.dumps(content).encode())
+            return self.fault(request, "info", body) or self.send(request, 200, json.dumps(content).encode())
         if path == f"{api}/tree/{SHA}":
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -81,6 +82,8 @@ class HubStub:
         if not body:
             return self.send(request, 200, data, headers, body=False)
         self.gets[name] += 1
+        if name in self.held:
+            self.held[name].wait(120)
         if self.fault(request, name, body):
             return None
         start = 0

@@ -1,17 +1,24 @@
 """From a data folder to training and validation parts, once per run; what the training configs call."""
 
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bundle.data.archives import prepare_archives
+from bundle.configuration import flag
+from bundle.data.archives import ArchivePreparation, prepare_archives
+from bundle.data.arrivals import HubStream
 from bundle.data.hub import PREFIX, HubRepository, as_categories
+from bundle.data.joining import StreamedParts
 from bundle.data.prepared import PreparedCase, prepare_cases
 from bundle.data.recipe import describe
 from bundle.data.sources import find_cases
 from bundle.data.splits import Part, Split, split
 from bundle.files import write_json
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingData:
@@ -24,12 +31,15 @@ class TrainingData:
         recipe: settings beside those of `transform` that change the result.
         num_slices: slices of a training patch.
         realisations: noise realisations per case.
-        max_samples: use only so many cases.
+        max_samples: use only so many cases; of a stream, so many archives.
         gaps: as for `find_cases`.
         pairs: as for `find_cases`.
         validation_fold: as for `find_cases`.
         categories: of a data set on the hub: folders to use.
         cache_gigabytes: of a data set on the hub: most that its archives may take on the disk.
+        streaming: of a data set on the hub: begin when the first archives are there, prepare the rest beside.
+        streaming_epochs: within which the archives join.
+        streaming_validation: most archives that validate then.
         validation_fraction: share of the patients that validate.
         validation_folders: folders whose patients validate, instead of a share.
         seed: of the split.
@@ -51,6 +61,9 @@ class TrainingData:
         validation_fold: int = 0,
         categories: Sequence[str] | str | None = None,
         cache_gigabytes: float = 20.0,
+        streaming: bool | str = False,
+        streaming_epochs: float = 1.0,
+        streaming_validation: int = 4,
         validation_fraction: float = 0.2,
         validation_folders: Sequence[str] = (),
         seed: int = 0,
@@ -68,19 +81,30 @@ class TrainingData:
         self.validation_fold = validation_fold
         self.categories = as_categories(categories)
         self.cache_gigabytes = cache_gigabytes
+        self.streaming = flag(streaming) and str(dataset_dir).startswith(PREFIX)
+        self.streaming_epochs = streaming_epochs
+        self.streaming_validation = streaming_validation
         self.revision = ""
         self.validation_fraction = validation_fraction
         self.validation_folders = list(validation_folders)
         self.seed = seed
         self.progress = progress
+        self._summary: Path | None = None
+        self._writing = threading.Lock()
         self.skipped: dict[str, str] = {}  # all, with the reason
         self.lost = 0  # of those, what should have been usable: not what never was a CT volume
 
     @cached_property
     def split(self) -> Split:
-        """Both sides; prepares the cases. Both are empty as long as no folder is named (a config that is only read)."""
+        """Both sides; prepares the cases, of a stream those that a training starts with.
+
+        Both are empty as long as no folder is named (a config that is only read).
+        """
         if self.dataset_dir is None:
             return Split((), (), "")
+        if self.stream is not None:
+            self.stream.begin()
+            return self.stream.initial
         prepared = self._prepared()
         return split(
             prepared,
@@ -116,6 +140,11 @@ class TrainingData:
         return prepared
 
     def _prepared_from_hub(self) -> list[PreparedCase]:
+        prepared, self.skipped = prepare_archives(self._of_hub(), max_samples=self.max_samples, progress=self.progress)
+        self.lost = len(self.skipped)
+        return prepared
+
+    def _of_hub(self) -> ArchivePreparation:
         repository = HubRepository(
             str(self.dataset_dir),
             cache_dir=self.cache_dir,
@@ -123,7 +152,7 @@ class TrainingData:
             cache_bytes=self.cache_gigabytes * 1e9,
         )
         self.revision = repository.revision
-        prepared, self.skipped = prepare_archives(
+        return ArchivePreparation(
             repository,
             transform=self.transform,
             cache_dir=self.cache_dir,
@@ -131,16 +160,68 @@ class TrainingData:
             realisations=self.realisations,
             gaps=self.gaps,
             pairs=self.pairs,
-            max_samples=self.max_samples,
-            progress=self.progress,
         )
-        self.lost = len(self.skipped)
-        return prepared
+
+    @cached_property
+    def stream(self) -> HubStream | None:
+        """The archives that come while training runs; None where all is prepared before.
+
+        Raises:
+            BundleError: when the hub does not list them.
+        """
+        if not self.streaming:
+            return None
+        preparation = self._of_hub()
+        archives = preparation.archives[: self.max_samples]
+        if len(archives) < 2 or self.validation_folders:
+            return None
+        return HubStream(
+            preparation,
+            archives,
+            validation_fraction=self.validation_fraction,
+            validation_archives=self.streaming_validation,
+            seed=self.seed,
+            epochs=self.streaming_epochs,
+            told=self._archive_came,
+        )
+
+    def prepare_all(self) -> None:
+        """Prepare also what a training would not wait for."""
+        if self.stream is None:
+            _ = self.split
+        else:
+            prepare_archives(self.stream.preparation, progress=self.progress, archives=self.stream.archives)
+            self._note_skipped()
+
+    def check(self) -> None:
+        """Raise what the preparation in the background failed with, if it did."""
+        if self._streams:
+            self.stream.check()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """End the preparation in the background, if there is one."""
+        if self._streams:
+            self.stream.close()  # type: ignore[union-attr]
 
     @property
-    def train(self) -> tuple[Part, ...]:
+    def _streams(self) -> bool:
+        """Whether the stream was asked for: it is not listed only to be closed."""
+        return self.__dict__.get("stream") is not None
+
+    @property
+    def awaited(self) -> int:
+        """Archives to train on that have not come yet."""
+        return self.stream.awaited if self.stream is not None else 0
+
+    @property
+    def present(self) -> Split:
+        """Both sides as far as they have come: all but of a stream."""
+        return self.split if self.stream is None else self.stream.present
+
+    @property
+    def train(self) -> tuple[Part, ...] | StreamedParts:
         """Parts to train on."""
-        return self.split.train
+        return self.split.train if self.stream is None else StreamedParts(self.stream)
 
     @property
     def validation(self) -> tuple[Part, ...]:
@@ -148,24 +229,50 @@ class TrainingData:
         return self.split.validation
 
     def patches_per_epoch(self, patch_size: int) -> int:
-        """How many patches cover the training parts once: the length of an epoch when none is set."""
-        voxels = sum(part.case.shape[0] * part.case.shape[1] * (part.stop - part.start) for part in self.train)
+        """How many patches cover the training parts once: the length of an epoch when none is set.
+
+        Of a stream it is known before the volumes are: a voxel takes about a byte of a zipped CT.
+        """
+        if self.stream is not None:
+            voxels = sum(archive.size for archive in self.stream.training)
+        else:
+            parts = self.split.train
+            voxels = sum(part.case.shape[0] * part.case.shape[1] * (part.stop - part.start) for part in parts)
         return max(voxels // (patch_size * patch_size * self.num_slices), 1)
 
     def write_summary(self, path: Path) -> None:
-        """Write which case (by key) trains, validates or was skipped, and why."""
-        used = {part.case.key for part in self.train + self.validation}
+        """Write which case (by key) trains, validates or was skipped, and why; of a stream again as archives come."""
+        with self._writing:  # archives are told of by a thread
+            self._summary = path
+            self._write_summary(path)
+
+    def _write_summary(self, path: Path) -> None:
+        present = self.present
+        self._note_skipped()
+        used = {part.case.key for part in present.train + present.validation}
         write_json(
             path,
             {
-                "validation_on": self.split.validation_on,
+                "validation_on": present.validation_on,
                 **({"revision": self.revision} if self.revision else {}),
                 "cases": {"used": len(used), "skipped": len(self.skipped)},
-                "train": [_described(part) for part in self.train],
-                "validation": [_described(part) for part in self.validation],
+                **({"archives_awaited": self.awaited} if self.awaited else {}),
+                "train": [_described(part) for part in present.train],
+                "validation": [_described(part) for part in present.validation],
                 "skipped": self.skipped,
             },
         )
+
+    def _note_skipped(self) -> None:
+        if self.stream is not None:
+            self.skipped = self.stream.skipped
+            self.lost = len(self.skipped)
+
+    def _archive_came(self, reasons: str) -> None:
+        logger.info("an archive came%s", f"; not used of it: {reasons}" if reasons else "")
+        if self._summary is not None:
+            self.write_summary(self._summary)
+            logger.info("%d archives to come", self.awaited)
 
 
 def _described(part: Part) -> dict[str, Any]:

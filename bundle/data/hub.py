@@ -30,6 +30,10 @@ _TIMEOUT_S = 60.0
 Result = TypeVar("Result")
 
 
+class Unreachable(BundleError):
+    """The hub did not answer, or does not serve a file; unlike a data set that may not be read at all."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """One ZIP of a repository: its path, its size in bytes, and its category."""
@@ -113,7 +117,8 @@ class HubRepository:
         """The archive as a local file, whole; others are removed where the cache grows beyond its bound.
 
         Raises:
-            BundleError: when it cannot be fetched.
+            Unreachable: when it cannot be fetched.
+            BundleError: when the data set may not be read at all.
         """
         target = self._folder / archive.path
         if not (target.is_file() and target.stat().st_size == archive.size):
@@ -137,6 +142,21 @@ class HubRepository:
             self.fetched_bytes += archive.size
         os.utime(target)
         return target
+
+    def answers(self) -> bool:
+        """Whether the hub can be reached now: tells a file that is lost from a network that is.
+
+        Raises:
+            BundleError: when the data set may not be read at all.
+        """
+        try:
+            self._api.repo_info(self.name, repo_type="dataset", revision=self.revision, timeout=_TIMEOUT_S)
+        except Exception as error:
+            fatal = self._explained(error)
+            if fatal is not None and not isinstance(fatal, Unreachable):
+                raise fatal from error
+            return False
+        return True
 
     def clear(self) -> None:
         """Remove all archives."""
@@ -165,7 +185,7 @@ class HubRepository:
                 if fatal is not None:
                     raise fatal from error
                 if attempt + 1 == self.attempts:
-                    raise BundleError(
+                    raise Unreachable(
                         f"the hub did not answer for data set {self.name} in {self.attempts} attempts "
                         f"({type(error).__name__})",
                         hint="check the network and start again: what was prepared stays",
@@ -186,7 +206,7 @@ class HubRepository:
         if isinstance(error, RevisionNotFoundError):
             return BundleError(f"data set {self.name} has no revision '{self._wanted}'", hint=_SHAPE)
         if isinstance(error, HfHubHTTPError) and status is not None and status != 429 and status < 500:
-            return BundleError(f"the hub refused to serve data set {self.name} (status {status})")
+            return Unreachable(f"the hub refused to serve a part of data set {self.name} (status {status})")
         passing = isinstance(error, OSError | HfHubHTTPError) or type(error).__module__.startswith("httpx")
         if isinstance(error, OSError) and error.errno in (28, 122):  # the disk, not the network
             return error

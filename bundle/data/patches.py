@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from bundle.data.averaging import SlabSampling, average
 from bundle.data.contrast import Contrast, ContrastSampling
+from bundle.data.joining import FixedParts, PartSource, StreamedParts
 from bundle.data.levels import NoiseLevels
 from bundle.data.prepared import PreparedCase
 from bundle.data.splits import Part
@@ -26,13 +27,15 @@ from bundle.errors import BundleError
 _BODY_HU = -500.0
 _BODY_FRACTION = 0.3  # a patch with less body than this is drawn again
 _TRIES = 6
+# Items of epoch MEASURING + n are those of no epoch, of what there is at the start of epoch n: to measure the latent.
+MEASURING = 2**31 - 1
 
 
 class PatchDataset(Dataset):
     """Degraded and clean patches; an item is {image, label (1, H, W, D) HU, spacing_mm (3,), noise_level (D,)}.
 
     Args:
-        data: prepared cases and their training slices.
+        data: prepared cases and their training slices, or archives that join while training runs.
         patch_size: H and W of a patch in pixels.
         num_slices: D of a patch.
         length: items per epoch.
@@ -45,7 +48,7 @@ class PatchDataset(Dataset):
 
     def __init__(
         self,
-        data: Sequence[Part],
+        data: Sequence[Part] | StreamedParts,
         *,
         patch_size: int,
         num_slices: int,
@@ -57,18 +60,6 @@ class PatchDataset(Dataset):
         augment: bool = True,
     ) -> None:
         self.degradation = degradation or DegradationSampling()
-        fitting = [part for part in data if _fits(part, patch_size, num_slices)]
-        if data and not fitting:
-            raise BundleError(
-                f"no series is as large as a patch of {patch_size} x {patch_size} x {num_slices}",
-                hint="use a smaller patch_size or num_slices",
-            )
-        self.parts = [p for p in fitting if p.case.paired or self.degradation.thickens(p.case.spacing_mm[2])]
-        if fitting and not self.parts:
-            raise BundleError(
-                f"no series has slices thin enough to make slices of {max(self.degradation.slice_thickness_mm):g} mm",
-                hint="use series of thinner slices, or a larger slice_thickness_mm",
-            )
         self.levels = NoiseLevels()
         self.patch = (patch_size, patch_size, num_slices)
         self.length = length
@@ -76,9 +67,11 @@ class PatchDataset(Dataset):
         self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
         self.contrast = contrast or ContrastSampling()
         self.augment = augment
-        # Long series have more to teach, but not in proportion: neighbouring slices are alike.
-        weights = np.array([(part.stop - part.start) ** 0.5 for part in self.parts])
-        self.weights = weights / max(weights.sum(), 1.0)
+        self.source: PartSource
+        if isinstance(data, StreamedParts):
+            self.source = StreamedParts(data.stream, self._usable)
+        else:
+            self.source = FixedParts(self._require_usable(data))
 
     def __len__(self) -> int:
         return self.length
@@ -100,6 +93,11 @@ class PatchDataset(Dataset):
             "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * patch.slices), dtype=torch.float32),
             "noise_level": torch.from_numpy(np.float32(patch.contrast.scale) * levels),
         }
+
+    @property
+    def parts(self) -> list[Part]:
+        """Parts that items are cut from, as far as they are there."""
+        return self.source.parts
 
     def metadata(self, position: int | tuple[int, int]) -> dict[str, Any]:
         """What item (epoch, index) is made of, as plain values: series, place, averaging, degradation, flips."""
@@ -123,8 +121,31 @@ class PatchDataset(Dataset):
     def _part(self, position: int | tuple[int, int]) -> tuple[Part, np.random.Generator]:
         """The part that an item is cut from, and what draws all else about it."""
         epoch, index = position if isinstance(position, tuple) else (0, position)
-        rng = np.random.default_rng([self.seed, epoch, index])
-        return self.parts[rng.choice(len(self.parts), p=self.weights)], rng
+        rng = np.random.default_rng([self.seed, min(epoch, MEASURING), index])
+        passed = epoch + index / self.length if epoch < MEASURING else float(epoch - MEASURING)
+        return self.source.draw(rng, passed), rng
+
+    def _usable(self, part: Part) -> bool:
+        return _fits(part, self.patch[0], self.patch[2]) and self._can_be_worse(part)
+
+    def _can_be_worse(self, part: Part) -> bool:
+        return part.case.paired or self.degradation.thickens(part.case.spacing_mm[2])
+
+    def _require_usable(self, data: Sequence[Part]) -> list[Part]:
+        size, _, slices = self.patch
+        fitting = [part for part in data if _fits(part, size, slices)]
+        if data and not fitting:
+            raise BundleError(
+                f"no series is as large as a patch of {size} x {size} x {slices}",
+                hint="use a smaller patch_size or num_slices",
+            )
+        usable = [part for part in fitting if self._can_be_worse(part)]
+        if fitting and not usable:
+            raise BundleError(
+                f"no series has slices thin enough to make slices of {max(self.degradation.slice_thickness_mm):g} mm",
+                hint="use series of thinner slices, or a larger slice_thickness_mm",
+            )
+        return usable
 
     def _drawn(self, position: int | tuple[int, int]) -> "_Patch":
         """All that is random about an item; only body or air is looked up in the image."""

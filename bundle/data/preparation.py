@@ -27,6 +27,7 @@ def prepare_ahead(data: TrainingData, output_folder: Path) -> None:
             progress.update()
 
         data.progress = update
+        data.prepare_all()
         data.write_summary(output_folder / "data.json")
     print("\n".join(told(data)))
     set_exit_code(ExitCode.PARTIAL if data.lost else ExitCode.DONE)
@@ -34,7 +35,8 @@ def prepare_ahead(data: TrainingData, output_folder: Path) -> None:
 
 def told(data: TrainingData) -> list[str]:
     """Lines: how many cases are used, skipped and why, and who trains and validates; keys, no names."""
-    train, validation = data.split.train, data.split.validation
+    present = data.present
+    train, validation = present.train, present.validation
     used = {part.case.key: part.case for part in (*train, *validation)}
     pairs = sum(case.paired for case in used.values())
     patients = len({case.patient_key for case in used.values()})
@@ -44,7 +46,7 @@ def told(data: TrainingData) -> list[str]:
         f"{len(data.skipped)} skipped" + (":" if data.skipped else ""),
     ]
     lines += [f"  {number} x {reason}" for reason, number in Counter(data.skipped.values()).most_common()]
-    for name, parts in (("train", train), (f"validate ({data.split.validation_on})", validation)):
+    for name, parts in (("train", train), (f"validate ({present.validation_on})", validation)):
         lines.append(f"{name}: {len(parts)}")
         lines += [_line(part) for part in parts]
     return lines

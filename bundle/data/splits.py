@@ -94,13 +94,15 @@ def split_slices(case: PreparedCase, *, patch_slices: int) -> Split:
     return Split((Part(case, 0, stop),), (Part(case, slices - validation, slices),), SAME_PATIENT)
 
 
-def _drawn(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
-    def position(patient: str) -> float:
-        return int(digest(str(seed), patient)[:8], 16) / 2**32
+def place(patient: str, seed: int) -> float:
+    """Where in [0, 1) a patient's draw lies; those below `validation_fraction` validate."""
+    return int(digest(str(seed), patient)[:8], 16) / 2**32
 
+
+def _drawn(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
     # At least one patient validates, and at least one trains: the extremes of the same draw.
-    ordered = sorted(patients, key=position)
-    return {p for p in ordered[:-1] if position(p) < fraction} | set(ordered[:1])
+    ordered = sorted(patients, key=lambda patient: place(patient, seed))
+    return {p for p in ordered[:-1] if place(p, seed) < fraction} | set(ordered[:1])
 
 
 def _named(cases: Sequence[PreparedCase], folders: Sequence[str]) -> set[str]:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import IterableDataset
 
-from bundle.data.hub import Archive, HubRepository
-from bundle.errors import BundleError
+from bundle.data.hub import Archive, HubRepository, Unreachable
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
@@ -63,5 +62,5 @@ def _fetched(archives: list[Archive], repository: HubRepository) -> Iterator[dic
             continue
         try:
             yield item | {"file": str(repository.fetch(archive))}
-        except BundleError as error:
+        except Unreachable as error:
             yield item | {"skipped": error.message}

@@ -11,6 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from bundle.configuration import flag
+from bundle.data.assembly import TrainingData
 from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.files import write_json
 from bundle.networks.weights import save_weights
@@ -22,6 +23,27 @@ from bundle.training.trainer import BundleTrainer
 logger = logging.getLogger(__name__)
 
 _BEST = "checkpoint_best.json"
+
+
+class DataHandler:
+    """Ends the preparation of data beside a training with it, and says what it failed with.
+
+    Args:
+        data: whose archives may be coming while training runs.
+    """
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def attach(self, trainer: BundleTrainer) -> None:
+        """Register with the trainer."""
+        trainer.at_exit.push(self._leave)
+
+    def _leave(self, _: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.data.close()
+        # Of an error in a loader's worker only the text comes here, without hint and exit code.
+        if "DataLoader worker" in str(error):
+            self.data.check()
 
 
 class CheckpointHandler:
@@ -72,7 +94,7 @@ class CheckpointHandler:
 
     def _start(self, trainer: BundleTrainer) -> None:
         if threading.current_thread() is threading.main_thread():
-            trainer.at_exit.append(self._release_signals)
+            trainer.at_exit.callback(self._release_signals)
             self._before = {
                 number: signal.signal(number, lambda number, _: _ask_to_stop(trainer, number))
                 for number in (signal.SIGTERM, signal.SIGINT)

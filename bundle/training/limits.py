@@ -19,6 +19,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "keep_checkpoints": (1, 1000, True),
     "val_interval": (1, 10**6, True),
     "validation_slices": (1, 4096, True),
+    "streaming_epochs": (0.0, 10**6, False),
+    "streaming_validation": (1, 10**6, True),
     "warmup_steps": (0, 10**7, True),
     "ema_decay": (0.0, 0.999999, False),
     "weight_decay": (0.0, 1.0, False),

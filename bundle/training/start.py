@@ -62,11 +62,12 @@ def start_run(
         _write_config(output_folder / "config.yaml", current_command_line())
         split = data.split
         logger.info(
-            "%d series train, %d validate (%s), %d skipped",
+            "%d series train, %d validate (%s), %d skipped%s",
             len(split.train),
             len(split.validation),
             split.validation_on,
             len(data.skipped),
+            f", {awaited} archives follow" if (awaited := data.awaited) else "",
         )
 
 
@@ -81,7 +82,7 @@ def prepare_data(data: TrainingData) -> None:
     distributed.from_main(lambda: len(data.split.train))
     split = data.split
     parts = [(part.case.key, part.start, part.stop) for part in (*split.train, *split.validation)]
-    found = distributed.gathered((digest(repr(parts)), len(parts)))
+    found = distributed.gathered((digest(repr(parts), data.revision), len(parts)))
     for rank, (other, number) in enumerate(found):
         if other != found[0][0]:
             raise BundleError(

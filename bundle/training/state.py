@@ -140,13 +140,12 @@ def settings_digest(trainer: BundleTrainer) -> str:
 
 def _identity(trainer: BundleTrainer) -> dict[str, Any]:
     """Settings that must be the same for a resume to continue the same run."""
-    parts = [(part.case.key, part.start, part.stop) for part in trainer.dataset.parts]
     return {
         "seed": trainer.seed,
         "batch_size": trainer.batch_size,
         "accumulation_steps": trainer.accumulation_steps,
         "patch": list(trainer.dataset.patch),
-        "training_data": f"{len(parts)} series, digest {digest(repr(parts))[:12]}",
+        "training_data": trainer.dataset.source.identity,
         "epoch_length": trainer.epoch_length,  # last: it follows from the others
     }
 
@@ -174,6 +173,7 @@ def _take_world_size(trainer: BundleTrainer, meta: dict[str, Any], *, name: str,
     trainer.begun_with = then
     trainer.sampler.batch_size = whole // now
     trainer.sampler.steps = meta["epoch_length"]
+    trainer.dataset.length = meta["epoch_length"] * whole
     trainer.state.epoch_length = meta["epoch_length"]
     trainer.state.max_epochs = math.ceil(trainer.total / trainer.epoch_length)
     logger.warning(

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
-from bundle.data.patches import PatchDataset
+from bundle.data.patches import MEASURING, PatchDataset
 from bundle.data.samplers import ResumableBatchSampler
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
@@ -29,7 +29,6 @@ from bundle.training.step import TrainingStep
 logger = logging.getLogger(__name__)
 
 _MEASURE_PATCHES = 24  # training patches from which the latent's scale is measured
-_MEASURE_EPOCH = 2**31 - 1  # an epoch that no run reaches: these patches are not those of a training epoch
 
 
 class BundleTrainer(SupervisedTrainer):
@@ -98,7 +97,7 @@ class BundleTrainer(SupervisedTrainer):
         self.skipped_steps = 0  # in a row
         self.skipped_total = 0
         self.epochs_done = 0  # epochs whose validation and checkpoint are done too
-        self.at_exit: list[Callable[[], None]] = []  # what handlers undo, however the run ends
+        self.at_exit = contextlib.ExitStack()  # what handlers undo, however the run ends
         self.stop_asked = threading.Event()
         self.stop_agreed = False  # by all processes, at the end of a step
         self._finite = True  # so far in this optimizer step
@@ -174,12 +173,8 @@ class BundleTrainer(SupervisedTrainer):
         Raises:
             InterruptedRun: also when another process of the run is lost.
         """
-        try:
-            with distributed.lost_process():
-                super().run()
-        finally:
-            for action in self.at_exit:
-                action()
+        with self.at_exit, distributed.lost_process():
+            super().run()
 
     def _iteration(self, engine: Engine, batchdata: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         iteration = self.state.iteration - 1
@@ -312,7 +307,7 @@ class BundleTrainer(SupervisedTrainer):
         phase = span.phase
         if span.number > 0 or phase.trains & {"unet", "refiner"}:
             # The latent's scale belongs to the autoencoder as the denoiser meets it: after stage 0, before phase 1.
-            self.measure_latents()
+            self.measure_latents(iteration // self.epoch_length)
         self.step.set_phase(phase)
         self.network = self.step
         self.network = distributed.wrap(self.step, find_unused=phase.leaves_some_out)
@@ -321,11 +316,11 @@ class BundleTrainer(SupervisedTrainer):
             logger.info("phase '%s': %d steps, trains %s", phase.name, span.end - span.first, trains)
         return span
 
-    def measure_latents(self) -> None:
-        """Measure the latent's scale once, from fixed training patches; a loaded checkpoint brings its own."""
+    def measure_latents(self, epoch: int = 0) -> None:
+        """Measure the latent's scale once, from fixed patches of `epoch`; a loaded checkpoint brings its own."""
         if bool(self.restorer.measured):
             return
-        items = [self.dataset[(_MEASURE_EPOCH, index)] for index in range(_MEASURE_PATCHES)]
+        items = [self.dataset[(MEASURING + epoch, index)] for index in range(_MEASURE_PATCHES)]
         batch = {key: torch.stack([item[key] for item in items]).to(self.state.device) for key in items[0]}
         self.restorer.measure(batch["image"], batch["label"], batch["noise_level"])
 

@@ -1,36 +1,16 @@
-import io
-import zipfile
-
 import pytest
+from hub_files import hub_files
 from hub_stub import HubStub
-from phantom_series import write_phantom_series
 from training_fixtures import CountingTransform
 
-from bundle.data.archives import prepare_archives
+from bundle.data.archives import ArchivePreparation, Found, prepare_archives
 from bundle.data.hub import HubRepository
 from bundle.errors import BundleError
 
 
-def zipped(folder):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*.dcm")):
-            archive.write(path, path.relative_to(folder))
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Four patients under one Patient ID, as de-identified data often have them, and two archives that are no use."""
-    root = tmp_path_factory.mktemp("ape")
-    found = {}
-    for number in range(4):
-        write_phantom_series(
-            root / str(number), slices=4, size=32, seed=number, series=f"s{number}", patient="anonymous"
-        )
-        found[f"{'APE' if number < 2 else 'non-APE'}/patient{number}.zip"] = zipped(root / str(number))
-    corrupt = found["APE/patient0.zip"][:-400]
-    return {**found, "APE/empty.zip": b"", "APE/corrupt.zip": corrupt}
+def files():
+    return hub_files(4)
 
 
 @pytest.fixture
@@ -40,7 +20,7 @@ def stub(files):
     server.close()
 
 
-def prepare(stub, tmp_path, transform=None, recipe=None, **settings):
+def preparation(stub, tmp_path, transform=None, recipe=None, pairs=None):
     repository = HubRepository(
         "hf://datasets/owner/name",
         cache_dir=tmp_path / "cache",
@@ -49,15 +29,18 @@ def prepare(stub, tmp_path, transform=None, recipe=None, **settings):
         attempts=2,
         cache_bytes=60_000,
     )
-    transform = transform or CountingTransform(size=32, slices=4, realisations=1)
-    return prepare_archives(
+    return ArchivePreparation(
         repository,
-        transform=transform,
+        transform=transform or CountingTransform(size=32, slices=4, realisations=1),
         cache_dir=tmp_path / "cache",
         recipe=recipe or {},
         realisations=1,
-        **settings,
+        pairs=pairs,
     )
+
+
+def prepare(stub, tmp_path, transform=None, recipe=None, pairs=None, **settings):
+    return prepare_archives(preparation(stub, tmp_path, transform, recipe, pairs), **settings)
 
 
 def test_every_archive_is_a_patient_and_bad_ones_are_counted(stub, tmp_path):
@@ -84,7 +67,7 @@ def test_max_samples_stops_the_fetching(stub, tmp_path):
 
 
 def test_what_the_network_lost_is_tried_again(stub, tmp_path):
-    stub.faults["APE/patient1.zip"] = ["503"] * 100
+    stub.faults["non-APE/patient1.zip"] = ["503"] * 100
     found, skipped = prepare(stub, tmp_path)
     assert len(found) == 3 and any("did not answer" in reason for reason in skipped.values())
     stub.faults.clear()
@@ -94,3 +77,30 @@ def test_what_the_network_lost_is_tried_again(stub, tmp_path):
 def test_thick_and_thin_of_each_patient(stub, tmp_path):
     with pytest.raises(BundleError, match="no thick or thin partner"):
         prepare(stub, tmp_path, pairs="thick_thin")
+
+
+def test_what_is_known_is_what_was_prepared_and_nothing_when_it_is_gone(stub, tmp_path):
+    made = preparation(stub, tmp_path)
+    for archive in made.archives:
+        assert made.known(archive) is None
+        assert made.prepare(archive) == made.known(archive) == preparation(stub, tmp_path).known(archive)
+    whole = next(archive for archive in made.archives if made.known(archive).cases)
+    (made.known(whole).cases[0].folder / "case.json").unlink()
+    assert made.known(whole) is None and made.prepare(whole).cases
+
+
+def test_what_was_given_up_is_known_but_tried_again_when_asked_to(stub, tmp_path):
+    made = preparation(stub, tmp_path)
+    archive = next(one for one in made.archives if one.path == "APE/patient0.zip")
+    made.note(archive, Found((), {"x": "did not come"}, came=False))
+    assert not made.known(archive).came and not made.known(archive).cases
+    assert made.prepare(archive).came and made.known(archive).cases
+
+
+def test_a_data_set_that_may_not_be_read_is_no_archive_that_is_lost(files, tmp_path):
+    stub = HubStub(dict(files), token="hf_token")
+    try:
+        with pytest.raises(BundleError, match="missing, private or gated"):
+            prepare(stub, tmp_path)
+    finally:
+        stub.close()

@@ -1,9 +1,12 @@
 import json
 
 import pytest
+from hub_files import hub_files
+from hub_stub import HubStub
 from training_fixtures import CountingTransform, write_phantoms
 
 from bundle.data.assembly import TrainingData
+from bundle.data.joining import StreamedParts
 from bundle.data.splits import OTHER_PATIENTS, SAME_PATIENT
 from bundle.errors import BundleError
 
@@ -74,3 +77,37 @@ def test_progress_is_told(scans, tmp_path):
     told = []
     _ = data(scans, tmp_path, progress=lambda *now: told.append(now)).split
     assert told[-1] == (3, 3)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    stub = HubStub(hub_files(3))
+    monkeypatch.setenv("HF_ENDPOINT", stub.url)
+    yield stub
+    stub.close()
+
+
+def test_a_stream_prepared_ahead_is_not_fetched_again_and_tells_what_it_uses(hub, tmp_path):
+    settings = {"streaming": True, "streaming_validation": 1}
+    data("hf://datasets/owner/name", tmp_path, **settings).prepare_all()
+    sent = dict(hub.sent)
+    made = data("hf://datasets/owner/name", tmp_path, **settings)
+    assert isinstance(made.train, StreamedParts) and made.awaited == 0 and dict(hub.sent) == sent
+    assert made.split.validation_on == OTHER_PATIENTS
+    assert {part.case.key for part in made.split.train} <= {part.case.key for part in made.present.train}
+    made.write_summary(tmp_path / "data.json")
+    told = json.loads((tmp_path / "data.json").read_text())
+    assert told["cases"] == {"used": 3, "skipped": 2} and told["revision"] == "a" * 40
+    assert "patient" not in (tmp_path / "data.json").read_text().replace("other patients", "")
+    sizes = {path: len(content) for path, content in hub.files.items()}
+    of_train = sum(sizes[archive.path] for archive in made.stream.training)
+    assert made.patches_per_epoch(4) == max(of_train // (4 * 4 * 4), 1)
+
+
+def test_a_stream_that_nobody_asked_for_is_ended_without_a_word_to_the_hub(hub, tmp_path):
+    made = data("hf://datasets/owner/name", tmp_path, streaming=True)
+    made.check()
+    made.close()
+    assert "stream" not in made.__dict__
+    assert data("hf://datasets/owner/name", tmp_path, streaming=True, max_samples=1).stream is None
+    assert data(tmp_path, tmp_path, streaming=True).stream is None, "a folder is there"

@@ -3,7 +3,7 @@ import logging
 import pytest
 from hub_stub import SHA, HubStub
 
-from bundle.data.hub import HubRepository, as_categories
+from bundle.data.hub import HubRepository, Unreachable, as_categories
 from bundle.errors import BundleError
 
 URL = "hf://datasets/owner/name"
@@ -110,6 +110,21 @@ def test_no_network_is_one_line(tmp_path):
     with pytest.raises(BundleError, match="did not answer") as caught:
         _ = repository(stub, tmp_path, attempts=2).revision
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_lost_is_told_from_a_network_that_is(stub, tmp_path):
+    source = repository(stub, tmp_path, attempts=1)
+    archive = source.archives[0]
+    stub.faults[archive.path] = ["503"] * 10
+    with pytest.raises(Unreachable):
+        source.fetch(archive)
+    assert source.answers()
+    stub.faults["info"] = ["503"]
+    assert not source.answers() and source.answers()
+    stub.token = "hf_token"
+    with pytest.raises(BundleError, match="missing, private or gated") as caught:
+        source.answers()
+    assert not isinstance(caught.value, Unreachable)
 
 
 def test_nothing_in_the_categories_and_an_unknown_revision(stub, tmp_path):

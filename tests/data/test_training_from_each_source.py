@@ -1,13 +1,12 @@
 """A training starts from each kind of data: the whole way from files to weights, with the smallest networks."""
 
-import io
 import json
-import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from hub_files import hub_files
 from hub_stub import HubStub
 from phantom_series import phantom_hu, write_phantom_series
 from training_fixtures import make_workflow, write_phantoms
@@ -131,23 +130,16 @@ def test_a_real_kernel_pair(tmp_path):
 
 
 def test_the_hub(tmp_path, monkeypatch):
-    files = {}
-    for number in range(2):
-        folder = tmp_path / f"p{number}"
-        write_phantom_series(folder, slices=12, seed=number, series=f"s{number}", patient="anonymous")
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for path in folder.rglob("*.dcm"):
-                archive.write(path, path.name)
-        files[f"{('APE', 'non-APE')[number]}/p{number}.zip"] = buffer.getvalue()
-    stub = HubStub({**files, "APE/empty.zip": b""}, token="hf_token")
-    stub.faults["APE/p0.zip"] = ["503", "cut"]
+    files = {name: data for name, data in hub_files(2, slices=12, size=64).items() if "corrupt" not in name}
+    stub = HubStub(files, token="hf_token")
+    stub.faults["APE/patient0.zip"] = ["503", "cut"]
     monkeypatch.setenv("HF_ENDPOINT", stub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
+    settings = {**SHORT, "streaming": False}
     try:
-        told, _ = train("hf://datasets/owner/name", tmp_path)
+        told, _ = train("hf://datasets/owner/name", tmp_path, **settings)
         sent = sum(stub.sent.values())
-        again, _ = make_workflow("hf://datasets/owner/name", tmp_path / "run", **SHORT)
+        again, _ = make_workflow("hf://datasets/owner/name", tmp_path / "run", **settings)
         assert len(again.parser.get_parsed_content("training_data").train) == 1
         assert sum(stub.sent.values()) == sent, "what is prepared is not fetched again"
     finally:

@@ -18,6 +18,8 @@ from bundle.training.start import start_run
 
 class NoData:
     skipped: dict = {}  # noqa: RUF012
+    revision = ""
+    awaited = 0
     split = types.SimpleNamespace(train=(), validation=(), validation_on="nobody")
 
     def write_summary(self, path):

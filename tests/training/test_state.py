@@ -6,6 +6,7 @@ import torch
 from ignite.engine import Events
 from training_fixtures import equal, make_workflow
 
+from bundle.data.joining import FixedParts
 from bundle.errors import BundleError, find_bundle_error
 from bundle.training.checkpoints import load_checkpoint
 from bundle.training.state import _identity, restore_state, restore_weights, trainer_state
@@ -48,7 +49,7 @@ def test_only_tensors_and_plain_types(done, tmp_path):
 def test_what_differs_is_named_with_what_else_can_be_done(done, scans, cache, tmp_path, settings, message):
     if "validation_fraction" in settings:
         trainer = fresh(scans, cache, tmp_path)[1]
-        trainer.dataset.parts = trainer.dataset.parts[:0]
+        trainer.dataset.source = FixedParts([])
     else:
         trainer = fresh(scans, cache, tmp_path, **settings)[1]
     with pytest.raises(BundleError) as caught:
