@@ -66,7 +66,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         super().__init__(
             device=torch.device(device),
             val_data_loader=loader,
-            network=network.to(device).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+            network=network.to(device),
             inferer=inferer,
             val_handlers=val_handlers,
             decollate=False,

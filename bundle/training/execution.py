@@ -4,12 +4,11 @@ import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bundle.configuration import flag
-from bundle.errors import BundleError
+from bundle.networks.acceleration import named_backend
 from bundle.networks.restorer import Restorer
 
 
@@ -31,18 +30,11 @@ def prepare(restorer: Restorer, *, activation_checkpointing: bool | str = False,
             block.forward = functools.partial(  # type: ignore[method-assign]
                 checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
             )
-    backend = _backend(compile)
+    backend = named_backend(compile)
     if backend is not None:
         for network in (restorer.denoiser, restorer.refiner):
             network.compile(backend=backend)  # type: ignore[no-untyped-call]
     return True
-
-
-def format_weights(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Keep the weights of 3D convolutions in a memory format; their values stay."""
-    for parameter in network.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.to(memory_format=memory_format)
 
 
 def _blocks(restorer: Restorer) -> Iterator[nn.Module]:
@@ -51,12 +43,3 @@ def _blocks(restorer: Restorer) -> Iterator[nn.Module]:
     autoencoder = cast(Any, restorer.autoencoder.net)
     yield from (*autoencoder.encoder.blocks, *autoencoder.decoder.blocks)
     yield restorer.refiner
-
-
-def _backend(compile: bool | str) -> str | None:
-    if isinstance(compile, str) and compile.lower() not in ("true", "false"):
-        known = torch.compiler.list_backends(exclude_tags=())
-        if compile not in known:
-            raise BundleError(f"compile '{compile}' is unknown", hint=f"use true, false, or one of {', '.join(known)}")
-        return compile
-    return "inductor" if flag(compile) else None

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from bundle.data.patches import MEASURING, PatchDataset
 from bundle.data.samplers import ResumableBatchSampler
 from bundle.errors import BundleError
+from bundle.networks.acceleration import format_weights
 from bundle.networks.restorer import Restorer
 from bundle.training import distributed
-from bundle.training.execution import format_weights
 from bundle.training.limits import require_trainable_patch
 from bundle.training.optim import MovingAverage, clip_by_group, schedule, set_learning_rates
 from bundle.training.phases import Phase, PhasePlan, Span

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bundle.errors import BundleError
+from bundle.networks.acceleration import format_weights
 from bundle.networks.presets import build_restorer
-from bundle.training.execution import format_weights, prepare
+from bundle.training.execution import prepare
 
 
 @pytest.fixture(scope="module")
