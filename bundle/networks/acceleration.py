@@ -51,23 +51,19 @@ def usable_backend(compile: bool | str, device: torch.device | str) -> str | Non
     return backend
 
 
-def accelerated(
-    restorer: Restorer, *, backend: str | None = None, channels_last: bool = True, device: torch.device | str = "cpu"
-) -> Restorer:
-    """Return a Restorer that shares its weights with `restorer` and runs them as asked for.
+def accelerated(restorer: Restorer, *, backend: str | None = None, device: torch.device | str = "cpu") -> Restorer:
+    """Return a Restorer that shares its weights with `restorer`, channels last in memory, and runs them as asked for.
 
     Args:
         restorer: of PyTorch's networks; those of an export bring their own engine and stay as they are.
         backend: from `usable_backend`; encoder, denoiser, decoder and refiner are compiled, each when it is first run
             and anew for a second shape of tiles, then for any. On a GPU inductor records CUDA graphs
             (mode 'reduce-overhead'), which pays where launching kernels takes longer than running them.
-        channels_last: keep the weights of convolutions in that memory format, in place.
         device: where the networks will run.
     """
     if isinstance(restorer.autoencoder, ExportedAutoencoder):
         return restorer
-    if flag(channels_last):
-        format_weights(restorer, torch.channels_last_3d)
+    format_weights(restorer, torch.channels_last_3d)
     if backend is None:
         return restorer
     graphs = backend == "inductor" and torch.device(device).type == "cuda"

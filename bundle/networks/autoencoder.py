@@ -85,7 +85,7 @@ class Autoencoder(nn.Module):
             decoded, base = self.decode(torch.cat([z, other])).chunk(2)
             return decoded - base
         blocks = list(self.net.decoder.blocks)
-        last = max((i for i, block in enumerate(blocks) if hasattr(block, "conv2")), default=-1)
+        last = max([-1, *(i for i, block in enumerate(blocks) if hasattr(block, "conv2"))])
         raw = to_slices_first(torch.cat([z, other]) * _channels(self.latent_std) + _channels(self.latent_mean))
         with full_precision(raw):
             features = self.net.post_quant_conv(raw)
