@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ def write_json(target: Path, content: Any, *, private: bool = False) -> None:
 
 def digest(*parts: bytes | str) -> str:
     """SHA-256, in hex, of `parts`, each preceded by its length so that boundaries count."""
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[bytes | str]) -> str:
+    """`digest` of parts that are made one after the other."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

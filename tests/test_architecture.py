@@ -12,7 +12,7 @@ PACKAGE = ROOT / "bundle"
 
 # Ground floor to roof. Rooms of one floor do not import each other, except on the ground floor.
 FLOORS = (
-    ("errors", "files", "overrides", "configuration", "progress", "units"),
+    ("errors", "files", "pages", "overrides", "configuration", "progress", "units"),
     ("metrics",),  # functions of arrays: the noise estimate serves the report of a series and the dose model
     ("dicom", "degrade"),
     ("data", "diffusion"),

@@ -1,5 +1,6 @@
 """HU back to stored values: nothing clipped, nothing touched that was not restored."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,51 @@ class EncodedSlice:
     padding: tuple[int, int | None] | None
 
 
-def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
+class EncodedSeries:
+    """The slices of an output series, each made when it is asked for: none is kept. Made by `encode`."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        restored_hu: np.ndarray,
+        *,
+        padding: Sequence[tuple[int, int | None] | None],
+        floor: int | None,
+        layouts: Sequence[PixelLayout],
+        fits: Sequence[Fit] | None,
+    ) -> None:
+        self._volume, self._restored_hu = volume, restored_hu
+        self._padding, self._floor, self._layouts, self._fits = padding, floor, layouts, fits
+
+    def __len__(self) -> int:
+        return self._volume.shape[2]
+
+    def __iter__(self) -> Iterator[EncodedSlice]:
+        return (self[k] for k in range(len(self)))
+
+    def __getitem__(self, k: int) -> EncodedSlice:
+        volume = self._volume
+        values = _stored(volume, self._restored_hu, k)
+        if self._floor is not None:
+            values[volume.slice_padding(k)] = self._floor
+        if self._fits is not None:
+            fit = self._fits[k]
+        else:
+            touched = self._restored_hu[:, :, k] != volume.slice_hu(k)
+            fit = own_fit(self._layouts[k], values, touched=touched, k=k)
+        image = EncodedSlice(
+            stored=np.rint((values - fit.offset) / fit.factor).T.astype(fit.layout.dtype),
+            layout=fit.layout,
+            slope=float(volume.slope[k] * fit.factor),
+            intercept=float(volume.intercept[k] + volume.slope[k] * fit.offset),
+            padding=_moved_padding(self._padding[k], fit),
+        )
+        if self._fits is None:
+            _check_untouched(image, volume, k, touched)
+        return image
+
+
+def encode(volume: Volume, restored_hu: np.ndarray) -> EncodedSeries:
     """Stored values of a restored volume, slice by slice.
 
     Voxels equal to the source keep their stored value; others are rounded half to even on the source's rescale.
@@ -47,7 +92,7 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
     if restored_hu.shape != volume.shape:
         raise ValueError(f"restored_hu has shape {restored_hu.shape}, the source {volume.shape}")
     depth = volume.shape[2]
-    # Twice through the slices, so that the wide integers of one slice only are held at a time.
+    # Once through all slices for what they have in common; each is made anew when it is asked for.
     ranges = [_range(_stored(volume, restored_hu, k)) for k in range(depth)]
     padding = [padding_range(header) for header in volume.headers]
     floor = _padding_floor(volume, restored_hu, ranges)
@@ -56,23 +101,10 @@ def encode(volume: Volume, restored_hu: np.ndarray) -> list[EncodedSlice]:
         padding = [None if old is None else (floor, None) for old in padding]
     layouts = [pixel_layout(header) for header in volume.headers]
     fits = common_fits(layouts, ranges)
-    encoded = []
-    for k in range(depth):
-        values = _stored(volume, restored_hu, k)
-        if floor is not None:
-            values[volume.slice_padding(k)] = floor
-        touched = restored_hu[:, :, k] != volume.slice_hu(k)
-        fit = fits[k] if fits is not None else own_fit(layouts[k], values, touched=touched, k=k)
-        image = EncodedSlice(
-            stored=np.rint((values - fit.offset) / fit.factor).T.astype(fit.layout.dtype),
-            layout=fit.layout,
-            slope=float(volume.slope[k] * fit.factor),
-            intercept=float(volume.intercept[k] + volume.slope[k] * fit.offset),
-            padding=_moved_padding(padding[k], fit),
-        )
-        if fits is None:
-            _check_untouched(image, volume, k, touched)
-        encoded.append(image)
+    encoded = EncodedSeries(volume, restored_hu, padding=padding, floor=floor, layouts=layouts, fits=fits)
+    if fits is None:
+        for _ in encoded:  # a slice that cannot be stored is an error before the first is written
+            pass
     return encoded
 
 

@@ -1,10 +1,6 @@
 """Stored values to Hounsfield units, slice by slice, in the type that is asked for."""
 
-import math
-import mmap
-
 import numpy as np
-from numpy.typing import DTypeLike
 from pydicom.dataset import Dataset
 
 from bundle.dicom.elements import Unusable, decimals, text
@@ -64,13 +60,3 @@ def hu_range(stored: np.ndarray, *, slope: float, intercept: float) -> tuple[flo
     """Lowest and highest HU of stored values."""
     ends = sorted(float(end) * slope + intercept for end in (stored.min(), stored.max()))
     return ends[0], ends[1]
-
-
-def plain_pages(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array like np.empty's, without the huge pages numpy asks for: making them took longer than the decoding."""
-    kind = np.dtype(dtype)
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return np.empty(shape, dtype=kind)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    pages = mmap.mmap(-1, math.prod(shape) * kind.itemsize, flags=flags)
-    return np.frombuffer(pages, dtype=kind).reshape(shape)

@@ -25,6 +25,7 @@ from bundle.dicom.sources import MEMBER_MARK, Sources, is_zip, walk
 from bundle.dicom.volume import Volume
 from bundle.dicom.workers import prepare
 from bundle.errors import BundleError
+from bundle.pages import Pages, plain_pages
 
 __all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
 
@@ -188,12 +189,13 @@ def _find_series(
         return scan.index(sources, gaps=gaps)
 
 
-def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> Volume:
+def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", pages: Pages = plain_pages) -> Volume:
     """Read one volume from an explicit list of files in any order, or from a folder that holds one series.
 
     Args:
         paths: files, or one folder.
         gaps: as for `find_series`.
+        pages: makes the array for the stored values, in memory or on disk (`bundle.pages`).
 
     Raises:
         BundleError: when they do not make exactly one CT volume; says why.
@@ -210,7 +212,7 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse") -> V
     if len(index.series) == 1 and doubts:
         raise BundleError(doubts[0], hint="fetch the series again, or name its files")
     if len(index.series) == 1:
-        return index.series[0].load()
+        return index.series[0].load(pages)
     if index.series:
         keys = ", ".join(series.key for series in index.series[:4])
         raise BundleError(f"input holds {len(index.series)} CT series ({keys})", hint="read them one by one")

@@ -1,7 +1,8 @@
 """One instance as a file: its meta group, strict values, and the transfer syntax its pixels travel in."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bundle.errors import BundleError
 
 IMPLEMENTATION_CLASS_UID = derived_uid("ct-enhance", "implementation class")
 IMPLEMENTATION_VERSION_NAME = "CT_ENHANCE"
+_CHECKED_AT_ONCE = 64  # slices in memory
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,26 @@ def write_instance(header: Dataset, path: Path, *, stored: np.ndarray, syntax: S
     pydicom.dcmwrite(path, dataset, enforce_file_format=True)
 
 
-def check_encoded(paths: Sequence[Path], stored: Sequence[np.ndarray], *, syntax: Syntax) -> None:
+def check_encoded(paths: Sequence[Path], stored: Iterable[np.ndarray], *, syntax: Syntax) -> None:
     """Read encoded files back, by the decoders that read series, and compare.
 
     Args:
         paths: one file per image.
-        stored: stored values (rows, columns) of each.
+        stored: stored values (rows, columns) of each; taken a few at a time.
         syntax: of the files.
 
     Raises:
         BundleError: when one does not decode to exactly its stored values.
     """
 
+    values = iter(stored)
+    for first in range(0, len(paths), _CHECKED_AT_ONCE):
+        few = paths[first : first + _CHECKED_AT_ONCE]
+        if not _decode_to(few, list(itertools.islice(values, len(few)))):
+            raise BundleError(f"pixels encoded as {syntax.uid.name} do not decode to themselves", hint=_OTHER_SYNTAX)
+
+
+def _decode_to(paths: Sequence[Path], stored: Sequence[np.ndarray]) -> bool:
     def images() -> Iterator[Image]:
         for path in paths:
             with path.open("rb") as stream:
@@ -96,9 +106,8 @@ def check_encoded(paths: Sequence[Path], stored: Sequence[np.ndarray], *, syntax
         back = [np.empty_like(values) for values in stored]
         same = [problem is None and np.array_equal(back[k], stored[k]) for k, problem in decode_all(images(), back)]
     except (Unusable, NotDicom):
-        same = []
-    if len(same) != len(paths) or not all(same):
-        raise BundleError(f"pixels encoded as {syntax.uid.name} do not decode to themselves", hint=_OTHER_SYNTAX)
+        return False
+    return len(same) == len(paths) and all(same)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from bundle.dicom.slice_grid import check_gaps_option
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.files import file_digest
+from bundle.pages import Pages, plain_pages
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 # Every CT of a patient shows air; what holds none below this is rescaled, windowed or no CT.
@@ -46,11 +47,13 @@ class SeriesReader(ImageReader):
 
     Args:
         gaps: 'refuse' DICOM series with gaps or uneven spacing, or 'resample' them by true positions.
+        pages: makes the array for stored values, in memory or on disk.
     """
 
-    def __init__(self, *, gaps: str = "refuse") -> None:
+    def __init__(self, *, gaps: str = "refuse", pages: Pages = plain_pages) -> None:
         super().__init__()
         self.gaps = check_gaps_option(gaps)
+        self.pages = pages
 
     def verify_suffix(self, filename: Sequence[os.PathLike | str] | os.PathLike | str) -> bool:
         """Accept everything: DICOM files need no suffix; `read` says what is wrong."""
@@ -65,11 +68,11 @@ class SeriesReader(ImageReader):
         """
         del kwargs
         if isinstance(data, Series):
-            return data.load()
+            return data.load(self.pages)
         paths = [str(data)] if isinstance(data, str | os.PathLike) else [str(path) for path in data]
         if len(paths) == 1 and paths[0].lower().endswith(_NIFTI_SUFFIXES):
             return read_nifti(Path(paths[0]))
-        return read_volume(paths, gaps=self.gaps)
+        return read_volume(paths, gaps=self.gaps, pages=self.pages)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Array (H, W, D), float32 HU, writable, and its meta data.

@@ -16,9 +16,10 @@ from bundle.dicom.encoding import step_out_of_padding
 from bundle.dicom.layouts import padding_range
 from bundle.dicom.slice_grid import SliceGrid
 from bundle.dicom.volume import SliceOrigins, Volume
+from bundle.pages import Pages, let_go, plain_pages
 
 
-def resample(volume: Volume, grid: SliceGrid) -> Volume:
+def resample(volume: Volume, grid: SliceGrid, pages: Pages = plain_pages) -> Volume:
     """Put a volume of true slices on a regular grid.
 
     Interpolated values are rounded to stored values of the nearest true slice's rescale, so that the result can be
@@ -27,11 +28,11 @@ def resample(volume: Volume, grid: SliceGrid) -> Volume:
     Args:
         volume: the true slices in order; its affine is not used.
         grid: from `regular_grid` for the same slices.
+        pages: makes the array for the stored values, in memory or on disk.
     """
     origins = grid.origins
     nearest = [origins.nearest(k) for k in range(len(origins))]
-    kind = volume.stored.dtype
-    stored = np.stack([_narrowed(_stored(volume, origins, k), kind) for k in range(len(origins))])  # (D, W, H)
+    stored = _all_stored(volume, origins, pages)
     return replace(
         volume,
         stored=stored.transpose(2, 1, 0),
@@ -45,14 +46,31 @@ def resample(volume: Volume, grid: SliceGrid) -> Volume:
     )
 
 
+def _all_stored(volume: Volume, origins: SliceOrigins, pages: Pages) -> np.ndarray:
+    """Stored values (D, W, H): in the volume's own type where that holds them all, else int64 and in memory."""
+    height, width, _ = volume.shape
+    kind = volume.stored.dtype
+    limits = np.iinfo(kind)
+    stored = pages((len(origins), width, height), kind)
+    for k in range(len(origins)):
+        values = _stored(volume, origins, k)
+        if not limits.min <= values.min() <= values.max() <= limits.max:
+            return np.stack([_stored(volume, origins, n) for n in range(len(origins))])
+        stored[k] = values
+        let_go(stored[k])
+    return stored
+
+
 def _stored(volume: Volume, origins: SliceOrigins, k: int) -> np.ndarray:
     """Stored values (rows, columns) of slice k, int64, at its nearest true slice's rescale."""
     near = origins.nearest(k)
     own: np.ndarray = volume.stored[:, :, near].T.astype(np.int64)
+    let_go(volume.stored[:, :, near])
     if len(origins.of(k)) == 1:
         return own
     below, above, weight = int(origins.below[k]), int(origins.above[k]), float(origins.weight[k])
     hu = [volume.stored[:, :, n].T * volume.slope[n] + volume.intercept[n] for n in (below, above)]
+    let_go(volume.stored[:, :, below : above + 1])
     between = (1 - weight) * hu[0] + weight * hu[1]
     values = np.rint((between - volume.intercept[near]) / volume.slope[near]).astype(np.int64)
     if not volume.is_padded:
@@ -60,12 +78,6 @@ def _stored(volume: Volume, origins: SliceOrigins, k: int) -> np.ndarray:
     padded = (volume.slice_padding(below) | volume.slice_padding(above)).T
     values = step_out_of_padding(values, padding_range(volume.headers[near]), where=~padded)
     return np.where(padded, own, values)
-
-
-def _narrowed(values: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """`values` in the volume's own type where that holds them; else as they are, and so is the whole result then."""
-    limits = np.iinfo(kind)
-    return values.astype(kind) if limits.min <= values.min() and values.max() <= limits.max else values
 
 
 def _header(volume: Volume, grid: SliceGrid, k: int) -> Dataset:

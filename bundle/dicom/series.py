@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileDataset
 from bundle.dicom.elements import Unusable, decimals, text
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.headers import NotDicom, read_whole
-from bundle.dicom.hounsfield import MAX_EXACT_FLOAT32, hu_range, plain_pages, rescale
+from bundle.dicom.hounsfield import MAX_EXACT_FLOAT32, hu_range, rescale
 from bundle.dicom.layouts import is_native, padding_range, pixel_layout
 from bundle.dicom.pixel_place import PixelPlace
 from bundle.dicom.pixels import Image, decode, decode_all, image_at, image_of
@@ -23,6 +23,7 @@ from bundle.dicom.streams import compressed_frames
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.files import digest
+from bundle.pages import Pages, let_go, plain_pages
 
 KEY_DIGITS = 16
 
@@ -59,16 +60,19 @@ class Series:
         """Key and shape: headers and paths hold identifiers, and a repr ends up in logs."""
         return f"Series({self.key}, shape={self.shape})"
 
-    def load(self) -> Volume:
+    def load(self, pages: Pages = plain_pages) -> Volume:
         """Read the pixels.
+
+        Args:
+            pages: makes the array for the stored values, in memory or on disk.
 
         Raises:
             BundleError: when a file cannot be read or decoded, or is no longer what the index saw.
         """
         if self.grid is None:
-            return load_volume(self)
+            return load_volume(self, pages)
         present = replace(self, shape=(*self.shape[:2], len(self.paths)), grid=None)
-        return resample(load_volume(present), self.grid)
+        return resample(load_volume(present, pages), self.grid, pages)
 
     @property
     def slices(self) -> Iterator[Slice]:
@@ -138,13 +142,13 @@ def stored_values(image: Slice, sources: Sources) -> np.ndarray:
     return decode(next(_images([image], sources)))
 
 
-def load_volume(series: Series) -> Volume:
-    """Read all slices of `series`; raises BundleError naming the slice that cannot be read."""
+def load_volume(series: Series, pages: Pages = plain_pages) -> Volume:
+    """Read all slices of `series` into `pages`; raises BundleError naming the slice that cannot be read."""
     columns, rows, depth = series.shape
     scale = np.array([rescale(header) for header in series.headers])
     kinds = {pixel_layout(header).dtype for header in series.headers}
     kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int32 if max(k.itemsize for k in kinds) < 4 else np.int64)
-    stored = plain_pages((depth, rows, columns), kind)  # slices contiguous, as they come
+    stored = pages((depth, rows, columns), kind)  # slices contiguous, as they come
     with Sources() as sources:
         for k, problem in decode_all(_named(series, sources), stored):
             if problem is None and kind.itemsize > 2:
@@ -153,6 +157,7 @@ def load_volume(series: Series) -> Volume:
                     problem = Unusable("values are too large for exact HU (BitsAllocated 32)")
             if problem is not None:
                 raise _slice_error(series, k, problem) from problem
+            let_go(stored[k])
     return Volume(
         stored=stored.transpose(2, 1, 0),
         affine=series.affine,

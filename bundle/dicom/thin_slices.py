@@ -18,8 +18,9 @@ from bundle.dicom.resample import resample
 from bundle.dicom.slice_grid import MAX_GAP_MM, MAX_GROWTH, SliceGrid
 from bundle.dicom.volume import SliceOrigins, Volume
 from bundle.errors import BundleError
+from bundle.pages import Pages, plain_pages
 
-MAX_SLICES = 4000  # a whole body at 0.5 mm; each slice of 512 x 512 takes 4 MB of memory and half of that on disk
+MAX_SLICES = 4000  # a whole body at 0.5 mm; each slice of 512 x 512 takes 2 MB on disk while it is worked on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,12 @@ class ThinSlices:
                 f"slice_spacing_mm must be a positive number of mm, not {value}", hint="--slice_spacing_mm 1"
             )
 
-    def volume(self, volume: Volume) -> Volume:
+    def volume(self, volume: Volume, pages: Pages = plain_pages) -> Volume:
         """A series on the thin grid; values are rounded to stored values of the nearest slice, padding stays padding.
+
+        Args:
+            volume: the series.
+            pages: makes the array for the stored values, in memory or on disk.
 
         Raises:
             BundleError: when the series has no such grid.
@@ -54,7 +59,7 @@ class ThinSlices:
         origins = self.origins(volume.shape[2], volume.spacing_mm[2], resampled=volume.resampled)
         if origins is None:
             return volume
-        thin = resample(volume, SliceGrid(self._affine(volume.affine), origins))
+        thin = resample(volume, SliceGrid(self._affine(volume.affine), origins), pages)
         for k, header in enumerate(thin.headers if self.nominal else ()):
             claimed = min(self.slice_spacing_mm, _thickness(volume.headers[origins.nearest(k)]))
             header.SliceThickness = decimal_string(claimed)

@@ -9,7 +9,8 @@ from numpy.typing import DTypeLike
 from pydicom.dataset import Dataset
 
 from bundle.dicom.geometry import grid_spacing_mm
-from bundle.dicom.hounsfield import fill_hu, plain_pages
+from bundle.dicom.hounsfield import fill_hu
+from bundle.pages import let_go, plain_pages
 
 # DICOM's patient axes are left-posterior-superior (PS3.3 C.7.6.2.1.1), NIfTI's and MONAI's right-anterior-superior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -54,7 +55,8 @@ class Volume:
     """A CT series as arrays indexed [i, j, k]: i along a row of pixels, j down the column, k = slice.
 
     What is held is the stored values, exactly; HU and the padding mask are made of them when asked for, anew each
-    time, so that a volume takes no more memory than its stored values.
+    time, so that a volume takes no more memory than its stored values. Where these lie on disk (`bundle.pages`) it
+    takes next to none: each slice is let go of after use.
 
     Immutable: the arrays cannot be written to and a copy is the volume itself, because MONAI deep-copies the
     meta data of every tensor at every transform.
@@ -103,6 +105,8 @@ class Volume:
             out = plain_pages(self.stored.shape[::-1], dtype).transpose(2, 1, 0)
         for k in range(out.shape[2]):  # slice by slice, also where `out` is laid out otherwise: 4 times faster
             fill_hu(out[:, :, k], self.stored[:, :, k], slope=float(self.slope[k]), intercept=float(self.intercept[k]))
+            let_go(self.stored[:, :, k])
+            let_go(out[:, :, k])
         return out
 
     def slice_hu(self, k: int) -> np.ndarray:
@@ -110,6 +114,7 @@ class Volume:
         stored = self.stored[:, :, k]
         hu = np.empty_like(stored, dtype=np.float32)
         fill_hu(hu, stored, slope=float(self.slope[k]), intercept=float(self.intercept[k]))
+        let_go(stored)
         return hu
 
     @property
@@ -122,7 +127,9 @@ class Volume:
         stored, padding = self.stored[:, :, k], self.padding[k]
         if padding is None:
             return np.zeros_like(stored, dtype=bool)
-        return (stored >= padding[0]) & (stored <= padding[1])
+        mask: np.ndarray = (stored >= padding[0]) & (stored <= padding[1])
+        let_go(stored)
+        return mask
 
     @property
     def is_padded(self) -> bool:

@@ -14,7 +14,7 @@ from bundle.dicom.encoding import EncodedSlice, encode
 from bundle.dicom.instance import check_encoded, named_syntax, strict_writing, write_instance
 from bundle.dicom.uids import Identifiers, derived_uid, is_valid_uid, repaired_identifiers, source_instance_uid
 from bundle.dicom.volume import Volume
-from bundle.files import digest
+from bundle.files import digest_of
 
 _MAX_INTEGER_STRING = 2**31 - 1
 
@@ -82,21 +82,21 @@ def write_derived_series(
     syntax = named_syntax(transfer_syntax)
     encoded = encode(volume, restored_hu)
     identifiers = repaired_identifiers(volume.source_headers, key=volume.key)
-    pixel_digest = digest(*(image.stored.astype("<i4").tobytes() for image in encoded))
+    pixel_digest = digest_of(image.stored.astype("<i4").tobytes() for image in encoded)
     origin = (pixel_digest, derivation.settings_digest, derivation.weights_digest)
     series_uid = derived_uid("series", identifiers.series, *origin)
     sop_uids = tuple(_instance_uid(volume, k, identifiers, series_uid) for k in range(len(encoded)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with quiet(), strict_writing():
-        for k, image in enumerate(encoded):
+        for k, image in enumerate(encoded):  # made anew: the UIDs want the digest of all before the first is written
             header = _header(volume, k, image, identifiers=identifiers, derivation=derivation, now=now)
             set_values(header, SeriesInstanceUID=series_uid, SOPInstanceUID=sop_uids[k], InstanceNumber=str(k + 1))
             path = folder / f"IM{k + 1:04d}.dcm"
             write_instance(header, path, stored=image.stored, syntax=syntax)
             paths.append(path)
         if syntax.encoder:
-            check_encoded(paths, [image.stored for image in encoded], syntax=syntax)
+            check_encoded(paths, (image.stored for image in encoded), syntax=syntax)
     mapping = dict(identifiers.mapping)
     mapping[identifiers.series] = series_uid
     for k, sop_uid in enumerate(sop_uids):

@@ -59,6 +59,7 @@ class LoadedRestorer:
     """
 
     def __init__(self, parser: ConfigParser) -> None:
+        parser["scratch_dir"] = parser["output_dir"] = None  # whole arrays come out: nothing is worked on on disk
         self.weights_digest: str = parser.get_parsed_content("weights_digest")
         self.network: Restorer = parser.get_parsed_content("engine")
         card: WeightsCard = parser.get_parsed_content("card")

@@ -23,6 +23,7 @@ from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.errors import BundleError, InterruptedRun
 from bundle.networks.restorer import Restorer
+from bundle.pages import Scratch, let_go
 from bundle.progress import Progress
 from bundle.restoration.domain import judge, measure
 from bundle.restoration.inferer import RestorationInferer
@@ -167,6 +168,7 @@ class RestorationEvaluator(SeriesEvaluator):
         card: what is known of the weights.
         strict_domain: refuse series outside the weights' domain.
         objections: what puts every series outside it (`registry.objections`).
+        scratch: where differences and deviations lie until they are written.
         **others: as for SeriesEvaluator.
     """
 
@@ -180,6 +182,7 @@ class RestorationEvaluator(SeriesEvaluator):
         card: WeightsCard = NO_CARD,
         strict_domain: bool = False,
         objections: Sequence[str] = (),
+        scratch: Scratch | None = None,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="restoring", **others)
@@ -189,6 +192,7 @@ class RestorationEvaluator(SeriesEvaluator):
         self.card = card
         self.strict_domain = strict_domain
         self.objections = tuple(objections)
+        self.scratch = scratch or Scratch()
         use_card(cast(Restorer, self.network), card)
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
@@ -224,18 +228,25 @@ class RestorationEvaluator(SeriesEvaluator):
     def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Difference and deviation, HU (1, H, W, D): half precision where they need no resampling."""
         # Whole HU come as they are; on another grid they are resampled to float32, and the difference will be, too.
-        kind = torch.float32 if image.is_floating_point() else torch.float16
+        kind = np.float32 if image.is_floating_point() else np.float16
         spacing_mm = torch.as_tensor(grid_spacing_mm(np.asarray(image.affine)), dtype=torch.float32)
-        difference = torch.zeros(image.shape, dtype=kind)
-        deviation = torch.zeros(image.shape, dtype=kind) if self.inferer.num_samples > 1 else None
         volume = image.as_tensor()[0]
+        height, width, depth = volume.shape
+        # Slices contiguous, as they are written and read again.
+        maps = [
+            self.scratch((depth, width, height), kind).transpose(2, 1, 0)
+            for _ in range(2 if self.inferer.num_samples > 1 else 1)
+        ]
         with Progress(f"series {key}", total=volume.shape[-1], unit="slice") as progress:
             for piece in self.inferer.pieces(volume, cast(Restorer, self.network), spacing_mm=spacing_mm):
-                difference[0, ..., piece.slices] = piece.difference.to(kind)
-                if deviation is not None and piece.deviation is not None:
-                    deviation[0, ..., piece.slices] = piece.deviation.to(kind)
+                for array, values in zip(maps, (piece.difference, piece.deviation), strict=False):
+                    if values is not None:
+                        array[..., piece.slices] = values.numpy()
+                        let_go(array[..., piece.slices])
+                let_go(volume[..., piece.slices].numpy())
                 progress.update(piece.difference.shape[-1])
-        return difference, deviation
+        tensors = [torch.from_numpy(array)[None] for array in maps]
+        return tensors[0], tensors[1] if len(tensors) > 1 else None
 
     def skip(self, case: Case) -> None:
         """Count a series that is finished already."""

@@ -15,7 +15,7 @@ from bundle.metrics.noise import noise_level as estimate_noise
 from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.restorer import Restorer
 from bundle.restoration.region import dense_box
-from bundle.restoration.tiles import Assembly, Tile, cut
+from bundle.restoration.tiles import Assembly, Span, Tile, cut
 
 # (HU (B, 1, h, w, d), noise level (B, d), origins of the tiles) -> change (B, channels, h, w, d) in HU.
 _TileFunction = Callable[[torch.Tensor, torch.Tensor, Sequence[tuple[int, int, int]]], torch.Tensor]
@@ -187,19 +187,22 @@ class RestorationInferer(Inferer):
                 assembly.add(tile, change)
             waiting.clear()
 
-        for tile, image, level in self._tiles(volume, noise_level, multiple=multiple):
-            if len(waiting) == self.tile_batch_size or (waiting and waiting[0][0].shape != tile.shape):
-                work_off()
-                # Tiles come slab after slab: nothing that comes later reaches slices before this one's first.
-                yield from map(_piece, assembly.finished(tile.slices.start))
-            waiting.append((tile, image, level))
+        for slices, slab, level in self._slabs(volume, noise_level):
+            # Slabs come in order: nothing that comes later reaches slices before this one's first.
+            if not waiting:
+                yield from map(_piece, assembly.finished(slices.start))
+            for tile in self._tiles(slices, slab, multiple=multiple):
+                if len(waiting) == self.tile_batch_size or (waiting and waiting[0][0].shape != tile.shape):
+                    work_off()
+                    yield from map(_piece, assembly.finished(slices.start))
+                waiting.append((tile, slab[tile.in_plane], level))
         work_off()
         yield from map(_piece, assembly.finished(volume.shape[2]))
 
-    def _tiles(
-        self, volume: torch.Tensor, noise_level: torch.Tensor | None, *, multiple: int
-    ) -> Iterator[tuple[Tile, torch.Tensor, torch.Tensor]]:
-        """Tiles with their HU (h, w, d) and noise levels (d,), slab after slab."""
+    def _slabs(
+        self, volume: torch.Tensor, noise_level: torch.Tensor | None
+    ) -> Iterator[tuple[Span, torch.Tensor, torch.Tensor]]:
+        """Slabs in order: where along the slices, HU (H, W, d), noise levels (d,)."""
         levels = np.full(volume.shape[2], np.nan, np.float32)
         if noise_level is not None:
             levels[:] = noise_level.float().cpu().numpy()
@@ -208,16 +211,18 @@ class RestorationInferer(Inferer):
             fresh = [k for k in range(slices.start, slices.stop) if np.isnan(levels[k])]
             if fresh:  # the overlap's were measured with the slab before
                 levels[fresh] = estimate_noise(slab[..., fresh[0] - slices.start :].cpu().numpy())
-            level = torch.from_numpy(levels[slices.start : slices.stop].copy())
-            box = dense_box(slab, multiple=multiple) if self.skip_air else ((0, slab.shape[0]), (0, slab.shape[1]))
-            if box is None:
-                continue
-            rows, columns = (
-                cut(*limits, tile=size, overlap=self.overlap, multiple=multiple)
-                for limits, size in zip(box, self.tile_size, strict=False)
-            )
-            for tile in (Tile(row, column, slices) for row in rows for column in columns):
-                yield tile, slab[tile.in_plane], level
+            yield slices, slab, torch.from_numpy(levels[slices.start : slices.stop].copy())
+
+    def _tiles(self, slices: Span, slab: torch.Tensor, *, multiple: int) -> list[Tile]:
+        """The tiles of a slab (H, W, d); none where it is air."""
+        box = dense_box(slab, multiple=multiple) if self.skip_air else ((0, slab.shape[0]), (0, slab.shape[1]))
+        if box is None:
+            return []
+        rows, columns = (
+            cut(*limits, tile=size, overlap=self.overlap, multiple=multiple)
+            for limits, size in zip(box, self.tile_size, strict=False)
+        )
+        return [Tile(row, column, slices) for row in rows for column in columns]
 
     def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> _TileFunction:
         def restore(

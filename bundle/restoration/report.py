@@ -100,12 +100,12 @@ def _environment() -> jinja2.Environment:
 
 def _planes(source: SourceSlices, restored: RestoredSlices, uncertainty: Slices | None) -> list[dict[str, Any]]:
     """Axial slices over the whole volume and the middle coronal and sagittal plane, as packed pictures."""
-    height, width, depth = source.shape
+    depth = source.shape[2]
     spacing = source.spacing_mm
     numbers = _spread(depth, _MOST_SLICES)
     # Cross-sections want every slice, but only one line of it.
-    lines = [(s[:, width // 2], s[height // 2, :]) for s in map(source.slice_hu, range(depth))]
-    after = [(s[:, width // 2], s[height // 2, :]) for s in (restored[:, :, k] for k in range(depth))]
+    lines = [_lines(source.slice_hu(k)) for k in range(depth)]
+    after = [_lines(restored[:, :, k]) for k in range(depth)]
     cross = []
     for axis, name in enumerate(("coronal", "sagittal")):
         first, second = (np.stack([line[axis] for line in chosen[::-1]]) for chosen in (lines, after))
@@ -121,6 +121,12 @@ def _planes(source: SourceSlices, restored: RestoredSlices, uncertainty: Slices 
     for (name, _, _, aspect), picture in zip(cross, pictures, strict=True):
         planes.append({"name": name, "pictures": [picture], "aspect": aspect})
     return planes
+
+
+def _lines(slice_hu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A slice's (H, W) middle column and row; copies, or each would keep its whole slice."""
+    height, width = slice_hu.shape
+    return slice_hu[:, width // 2].copy(), slice_hu[height // 2, :].copy()
 
 
 def _axial(source: SourceSlices, restored: RestoredSlices, uncertainty: Slices | None, k: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bundle.pages import let_go
 from bundle.restoration.region import touchable
 
 
@@ -58,6 +59,7 @@ class RestoredSlices:
             hu = source.slice_hu(k)
             region = touchable(hu[:, :, None], source.slice_padding(k)[:, :, None])[:, :, 0]
             difference[:, :, k][~region] = 0
+            let_go(difference[:, :, k])
             if on_slice is not None:
                 on_slice(k, hu, self[:, :, k], region)
 
@@ -72,6 +74,7 @@ class RestoredSlices:
         assert index[:2] == (whole, whole) and isinstance(index[2], int), "slices are made one at a time"
         hu = self.source.slice_hu(index[2])
         change = self.difference[:, :, index[2]].astype(np.float32)
+        let_go(self.difference[:, :, index[2]])
         # Adding a zero would turn -0.0 into 0.0; where nothing changed, the source is taken as it is.
         return np.where(change != 0, hu + self.strength * change, hu)
 

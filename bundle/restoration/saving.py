@@ -17,8 +17,10 @@ from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
 from bundle.files import whole_folder
+from bundle.pages import let_go
 from bundle.restoration.domain import Domain
-from bundle.restoration.nifti import write_nifti
+from bundle.restoration.loading import turned_to
+from bundle.restoration.nifti import NiftiSource, write_nifti
 from bundle.restoration.outputs import SCHEMA, RunOutput
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.report import write_report
@@ -76,7 +78,9 @@ class SaveRestored(Transform):
         case: Case = data["case"]
         source: SourceSlices = data["image"].meta["volume"]
         review = Review(source.shape[2])
-        restored = RestoredSlices(source, _array(data["difference"]), strength=self.strength, on_slice=review.add)
+        restored = RestoredSlices(
+            source, _native(data["difference"], source), strength=self.strength, on_slice=review.add
+        )
         domain: Domain | None = data.get("domain")
         uncertainty = self._uncertainty(data, restored)
         described = self._describe(case, source, review, domain, uncertainty)
@@ -98,8 +102,13 @@ class SaveRestored(Transform):
     def _uncertainty(self, data: Mapping[str, Any], restored: RestoredSlices) -> Uncertainty | None:
         if data.get("deviation") is None:
             return None
-        deviation = _array(data["deviation"])
-        deviation[restored.difference == 0] = 0  # what was not touched is not uncertain by our doing
+        deviation = _native(data["deviation"], restored.source)
+        for k in range(restored.shape[2]):
+            deviation[:, :, k][restored.difference[:, :, k] == 0] = (
+                0  # what was not touched: not uncertain by our doing
+            )
+            let_go(restored.difference[:, :, k])
+            let_go(deviation[:, :, k])
         return Uncertainty(deviation, scale=self.card.uncertainty_scale * self.strength)
 
     def _write(
@@ -169,7 +178,9 @@ class SaveRestored(Transform):
         }
 
 
-def _array(image: Any) -> np.ndarray:
-    """(1, H, W, D) tensor as a writable array (H, W, D), float16 or float32."""
+def _native(image: Any, source: SourceSlices) -> np.ndarray:
+    """(1, H, W, D) MetaTensor as a writable array in the source's voxel order, float16 or float32; copies nothing."""
     array: np.ndarray = torch.as_tensor(image)[0].numpy()
-    return array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+    array = array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+    assert isinstance(source, Volume | NiftiSource)
+    return turned_to(array, np.asarray(image.affine), source.affine_ras)

@@ -19,6 +19,7 @@ from bundle.dicom.elements import quiet
 from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
 from bundle.files import digest
+from bundle.pages import let_go
 from bundle.restoration.registry import WeightsCard
 
 STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
@@ -47,6 +48,7 @@ class Uncertainty:
     def __getitem__(self, index: tuple[slice, slice, int]) -> np.ndarray:
         """HU (H, W) of one slice, float32: [:, :, k]."""
         values: np.ndarray = self._deviation[index].astype(np.float32) * self._scale
+        let_go(self._deviation[index])
         return values
 
     def described(self, card: WeightsCard) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from bundle.dicom.elements import Unusable
-from bundle.dicom.hounsfield import fill_hu, hu_range, plain_pages, rescale
+from bundle.dicom.hounsfield import fill_hu, hu_range, rescale
 
 
 def header(**values):
@@ -63,10 +63,3 @@ def test_hu_are_those_of_float64_or_refused(stored, kind, out, slope, intercept)
 
 def test_range_of_a_falling_rescale():
     assert hu_range(np.array([3, 7, 5], np.int16), slope=-2, intercept=1) == (-13, -5)
-
-
-def test_plain_pages():
-    pages = plain_pages((2, 3, 4), "i2")
-    assert pages.shape == (2, 3, 4) and pages.dtype == np.int16 and not pages.any()
-    pages[...] = 1
-    assert pages.sum() == 24

@@ -6,8 +6,10 @@ import pytest
 import torch
 from phantom_series import phantom_hu, write_phantom_series
 
+from bundle.data.transforms import SlicesLastOrientationd
 from bundle.dicom.volume import Volume
-from bundle.restoration.loading import LoadCompactSeriesd
+from bundle.pages import Scratch
+from bundle.restoration.loading import LoadCompactSeriesd, turned, turned_to
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,54 @@ def test_nifti_brings_its_own_source(tmp_path):
     source = loaded.meta["volume"]
     assert source.shape == hu.shape and source.spacing_mm == pytest.approx((0.8, 0.8, 2.5))
     np.testing.assert_array_equal(source.slice_hu(2), hu[:, :, 2])
+
+
+ORIENTATIONS = {
+    "axial": ["1", "0", "0", "0", "1", "0"],
+    "prone": ["-1", "0", "0", "0", "-1", "0"],
+    "head_down": ["-1", "0", "0", "0", "1", "0"],
+    "coronal": ["1", "0", "0", "0", "0", "-1"],
+    "turned": ["0", "-1", "0", "1", "0", "0"],
+    "oblique": ["0.96", "0.28", "0", "-0.28", "0.96", "0"],
+}
+
+
+def placed(orientation):
+    """Positions along the slice normal of an orientation."""
+    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    return lambda k: [f"{value:g}" for value in np.cross(row, column) * 2.5 * k]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_study_on_disk_is_in_reading_order_and_nothing_is_left_to_turn(tmp_path, orientation):
+    vectors = ORIENTATIONS[orientation]
+    write_phantom_series(
+        tmp_path / "in", slices=4, size=48, ImageOrientationPatient=vectors, ImagePositionPatient=placed(vectors)
+    )
+    orient = SlicesLastOrientationd("image")
+    expected, found = (
+        LoadCompactSeriesd("image", scratch=scratch)({"image": str(tmp_path / "in")})["image"]
+        for scratch in (None, Scratch(tmp_path))
+    )
+    wanted, oriented = (orient({"image": image})["image"] for image in (expected, found))
+    assert oriented.data_ptr() == found.data_ptr() and oriented.stride() == found.stride(), "as it was read"
+    assert torch.equal(oriented.as_tensor(), wanted.as_tensor()) and oriented.dtype == wanted.dtype
+    np.testing.assert_allclose(oriented.affine, wanted.affine, atol=1e-9)
+    volume = found.meta["volume"]
+    np.testing.assert_array_equal(volume.array, expected.meta["volume"].array)
+    back = turned_to(found[0].numpy(), np.asarray(found.affine), volume.affine_ras)
+    np.testing.assert_array_equal(back, volume.array)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_order_of_axes_and_directions_is_turned_back(seed):
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 100, (3, 4, 5))
+    affine = np.eye(4)
+    affine[:3] = rng.normal(size=(3, 4))
+    order = np.stack([rng.permutation(3), rng.choice([-1, 1], 3)], axis=1)
+    there = turned(array, order)
+    moved = affine @ nibabel.orientations.inv_ornt_aff(order, array.shape)
+    np.testing.assert_array_equal(turned_to(there, moved, affine), array)
+    with pytest.raises(AssertionError, match="the same grid"):
+        turned_to(there, moved @ np.diag([1.3, 1, 1, 1]) + np.eye(4), affine)
