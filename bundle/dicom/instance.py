@@ -88,7 +88,6 @@ def check_encoded(paths: Sequence[Path], stored: Iterable[np.ndarray], *, syntax
     Raises:
         BundleError: when one does not decode to exactly its stored values.
     """
-
     values = iter(stored)
     for first in range(0, len(paths), _CHECKED_AT_ONCE):
         few = paths[first : first + _CHECKED_AT_ONCE]
