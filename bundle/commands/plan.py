@@ -17,7 +17,6 @@ from bundle.dicom.thin_slices import ThinSlices
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.restoration.inferer import RestorationInferer
-from bundle.restoration.tiles import cut
 
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
@@ -108,8 +107,8 @@ def _planned(
     key: str, size: tuple[int, int, int], inferer: RestorationInferer, multiple: int, per_voxel: float
 ) -> dict[str, Any]:
     spans = [
-        cut(0, length, tile=tile, overlap=inferer.overlap, multiple=multiple if axis < 2 else 1)
-        for axis, (length, tile) in enumerate(zip(size, inferer.tile_size, strict=True))
+        inferer.spans(axis, 0, length, multiple=multiple)
+        for axis, length in enumerate(size)
     ]
     voxels = np.prod([sum(span.stop - span.start for span in axis) for axis in spans])
     tiles = int(np.prod([len(axis) for axis in spans]))

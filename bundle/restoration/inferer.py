@@ -46,7 +46,8 @@ class RestorationInferer(Inferer):
 
     Args:
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
-        overlap: least share of a tile that neighbours repeat.
+        overlap: least share of a tile's rows and columns that neighbours repeat.
+        slice_overlap: least number of slices that neighbours repeat; at most half a tile.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         seed: of the draws.
@@ -59,8 +60,9 @@ class RestorationInferer(Inferer):
     def __init__(
         self,
         *,
-        tile_size: Sequence[int] = (512, 512, 16),
+        tile_size: Sequence[int] = (512, 512, 24),
         overlap: float = 0.25,
+        slice_overlap: int = 8,
         steps: int = 1,
         num_samples: int = 1,
         seed: int = 0,
@@ -72,6 +74,8 @@ class RestorationInferer(Inferer):
         super().__init__()
         if not 0 <= overlap < 1:
             raise BundleError(f"overlap must be between 0 and 1, not {overlap}")
+        if slice_overlap < 0:
+            raise BundleError(f"slice_overlap must be 0 or more slices, not {slice_overlap}")
         if not 1 <= steps <= 1000:
             raise BundleError(f"steps must be between 1 and 1000, not {steps}")
         for name, count in (("num_samples", num_samples), ("tile_batch_size", tile_batch_size)):
@@ -83,6 +87,7 @@ class RestorationInferer(Inferer):
             raise BundleError(f"seed must be 0 or more, not {seed}")
         self.tile_size = tuple(int(size) for size in tile_size)
         self.overlap = overlap
+        self.slice_overlap = slice_overlap
         self.steps = steps
         self.num_samples = num_samples
         self.seed = seed
@@ -142,6 +147,13 @@ class RestorationInferer(Inferer):
         function = self._restoration(network, spacing_mm)
         channels = 2 if self.num_samples > 1 else 1
         yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
+
+    def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
+        """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices), for a network of that `multiple`."""
+        tile = self.tile_size[axis]
+        if axis == 2:
+            return cut(start, stop, tile=tile, overlap=min(self.slice_overlap, tile // 2))
+        return cut(start, stop, tile=tile, overlap=tile - max(int(tile * (1 - self.overlap)), 1), multiple=multiple)
 
     def with_steps(self, steps: int) -> "RestorationInferer":
         """Return the same inferer with another number of steps, one sample each."""
@@ -206,7 +218,7 @@ class RestorationInferer(Inferer):
         levels = np.full(volume.shape[2], np.nan, np.float32)
         if noise_level is not None:
             levels[:] = noise_level.float().cpu().numpy()
-        for slices in cut(0, volume.shape[2], tile=self.tile_size[2], overlap=self.overlap):
+        for slices in self.spans(2, 0, volume.shape[2], multiple=1):
             slab = volume[..., slices.start : slices.stop].to(torch.float32)
             fresh = [k for k in range(slices.start, slices.stop) if np.isnan(levels[k])]
             if fresh:  # the overlap's were measured with the slab before
@@ -218,10 +230,7 @@ class RestorationInferer(Inferer):
         box = dense_box(slab, multiple=multiple) if self.skip_air else ((0, slab.shape[0]), (0, slab.shape[1]))
         if box is None:
             return []
-        rows, columns = (
-            cut(*limits, tile=size, overlap=self.overlap, multiple=multiple)
-            for limits, size in zip(box, self.tile_size, strict=False)
-        )
+        rows, columns = (self.spans(axis, *box[axis], multiple=multiple) for axis in (0, 1))
         return [Tile(row, column, slices) for row in rows for column in columns]
 
     def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> _TileFunction:

@@ -19,7 +19,7 @@ def options(tmp_path_factory):
 
 
 def test_says_what_would_be_done_and_writes_nothing(options, tmp_path):
-    plan = make_plan(CONFIG, {**options, "tile_size": [64, 64, 4]})
+    plan = make_plan(CONFIG, {**options, "tile_size": [64, 64, 4], "slice_overlap": 1})
     assert [one["size"] for one in plan["series"]] == [[64, 64, 10]] and plan["series"][0]["tiles"] == 3
     assert len(plan["refused"]) == 1 and "slice" in plan["refused"][0]["reason"]
     assert plan["estimated_memory_gb"] >= 0.7 and plan["number_format"] == "float32"

@@ -187,6 +187,7 @@ def test_samples_that_could_not_differ_are_refused(network, volume):
     [
         ("overlap", 1.0),
         ("overlap", -0.1),
+        ("slice_overlap", -1),
         ("steps", 0),
         ("steps", 1001),
         ("num_samples", 0),
