@@ -106,10 +106,7 @@ def _memory_gb(size: Sequence[int], inferer: RestorationInferer) -> float:
 def _planned(
     key: str, size: tuple[int, int, int], inferer: RestorationInferer, multiple: int, per_voxel: float
 ) -> dict[str, Any]:
-    spans = [
-        inferer.spans(axis, 0, length, multiple=multiple)
-        for axis, length in enumerate(size)
-    ]
+    spans = [inferer.spans(axis, 0, length, multiple=multiple) for axis, length in enumerate(size)]
     voxels = np.prod([sum(span.stop - span.start for span in axis) for axis in spans])
     tiles = int(np.prod([len(axis) for axis in spans]))
     return {"key": key, "size": list(size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
