@@ -6,8 +6,8 @@ Long studies are made by repeating a real series with new positions. Each length
 its memory two peaks are printed: what is its own (anonymous; read every 20 ms, Linux only), and all that was resident,
 pages of files and of the working files on disk with it. `tiny` has the shape of `small` with fresh weights and a
 fraction of its cost: what it shows is how memory goes with the length; `small` shows the size of the part that goes
-with the tile. `--air` makes every voxel air, which the network is not given: reading, bookkeeping and writing alone, for lengths that would
-take hours on a busy machine.
+with the tile. `--air` makes every voxel air, which the network is not given: reading, bookkeeping and writing alone,
+for lengths that would take hours on a busy machine.
 """
 
 import argparse

@@ -149,7 +149,7 @@ class RestorationInferer(Inferer):
         yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
-        """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices), for a network of that `multiple`."""
+        """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""
         tile = self.tile_size[axis]
         if axis == 2:
             return cut(start, stop, tile=tile, overlap=min(self.slice_overlap, tile // 2))

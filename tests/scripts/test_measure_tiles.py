@@ -1,7 +1,6 @@
-"""What tiles cost: the script on a small volume, and on the shipped weights that borders are below what storing rounds."""
+"""What tiles cost: the script on a small volume; with the shipped weights, borders are below what storing rounds."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
