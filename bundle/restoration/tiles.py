@@ -1,7 +1,7 @@
 """How a volume is cut into tiles and put together again, a slab of slices after the other, without seams.
 
 Neighbours overlap. The outer part of an overlap, where a network sees too little around it, is left to the other tile;
-in the middle quarter one fades into the other. Weights are products of one-dimensional ones that add up to 1, so nothing
+in the middle quarter one fades into the other. Weights are products of one-dimensional ones that add up to 1: nothing
 has to be normalised at the end, and slices can leave as soon as no tile can change them any more.
 """
 
