@@ -22,8 +22,9 @@ from bundle.evaluation.records import Records
 from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, read_training_keys, write_tables
 from bundle.files import require_writable
 from bundle.networks.restorer import Restorer
-from bundle.restoration.evaluator import SeriesEvaluator
+from bundle.restoration.evaluator import SeriesEvaluator, use_card
 from bundle.restoration.region import apply_difference
+from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.worklist import SeriesDataset
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         phantom_dose: dose of the phantom's poor scan; None leaves the phantom out.
         seed: of the phantom's noise.
         training_file: the training run's data.json, to say which series were trained on; may be missing.
+        card: what is known of the weights: with it, samples are drawn as `run inference` draws them.
         **others: as for SeriesEvaluator.
     """
 
@@ -69,9 +71,11 @@ class ComparisonEvaluator(SeriesEvaluator):
         phantom_dose: float | None = None,
         seed: int = 0,
         training_file: str | Path | None = None,
+        card: WeightsCard = NO_CARD,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="evaluating", **others)
+        use_card(cast(Restorer, self.network), card)  # samples as `run inference` draws them
         self.folder = Path(folder)
         self.header = dict(header)
         ours = our_methods(

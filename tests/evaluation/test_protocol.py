@@ -11,6 +11,7 @@ from bundle.errors import BundleError, find_bundle_error
 from bundle.evaluation.measures import METRICS
 from bundle.evaluation.protocol import ComparisonEvaluator
 from bundle.evaluation.tuning import FILE
+from bundle.files import file_digest
 
 FAST = {"classical": ["gaussian", "tv3d"], "phantom": False}
 
@@ -57,6 +58,22 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path, weights):
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first == again and first != other
+
+
+def test_samples_are_drawn_as_the_weights_card_says_and_one_step_is_the_mean(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=3, size=48)
+    described = tmp_path / "described" / "model.pt"
+    described.parent.mkdir()
+    described.write_bytes(weights.read_bytes())
+    card = {"schema": 1, "sha256": file_digest(described), "uncertainty": {"scale": 1.0, "residual_std": [0.9] * 16}}
+    only = {"methods": ["restored", "sample_2_steps"], "sampled_steps": [2]}
+    before = run(tmp_path / "in", tmp_path / "before", described, **only)
+    described.with_suffix(".json").write_text(json.dumps(card))
+    after = run(tmp_path / "in", tmp_path / "after", described, **only)
+    mean, sample = ({row["method"]: row for row in content["rows"]} for content in (before, after))
+    assert mean["restored"] == sample["restored"]
+    assert sample["sample_2_steps"]["rmse_hu"] > mean["sample_2_steps"]["rmse_hu"], "more was drawn"
+    assert after["settings"]["residual_std"] == [0.9] * 16
 
 
 def test_a_stopped_evaluation_goes_on_with_the_next_series(tmp_path, weights, monkeypatch):
