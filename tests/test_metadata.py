@@ -59,8 +59,23 @@ def test_versions_are_what_was_tested(metadata):
     assert metadata["monai_version"] == constraints["monai"]
     assert metadata["pytorch_version"] == constraints["torch"]
     assert metadata["numpy_version"] == constraints["numpy"]
+    constraints = {name.lower(): pinned for name, pinned in constraints.items()}
     for name, pinned in metadata["required_packages_version"].items():
         assert constraints[name] == pinned, name
+
+
+def test_what_workflows_import_is_required(metadata):
+    """Consumers of the bundle install this list and no more."""
+    lines = (ROOT / "requirements.txt").read_text()
+    needed = {name.lower() for name in re.findall(r"^([\w.-]+)[=<>]", lines, re.MULTILINE)}
+    named = {*metadata["required_packages_version"], "torch", "monai", "numpy"}
+    assert needed - named == {
+        "dicomweb-client",  # python -m bundle pacs
+        "requests",  # the same; and monai.bundle's downloads
+        "datasets",  # streaming from a hub
+        "safetensors",  # scripts/pack_weights.py
+        "jsonschema",  # monai.bundle's check of the metadata
+    }
 
 
 def test_constraints_cover_the_requirements():

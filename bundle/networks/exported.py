@@ -46,8 +46,11 @@ class OnnxPart(nn.Module):
         self.names = [one.name for one in self.session.get_inputs()]
 
     def forward(self, *inputs: torch.Tensor | None) -> torch.Tensor:
-        """Return the network's output for inputs in the order of its signature, float32."""
-        given = [one for one in inputs if one is not None]
+        """Return the network's output for inputs in the order of its signature, float32.
+
+        A network that makes no use of its last inputs (`full` of the context) was exported without them.
+        """
+        given = [one for one in inputs if one is not None][: len(self.names)]
         arrays = [np.ascontiguousarray(one.detach().float().cpu().numpy()) for one in given]
         output = self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]
         return torch.from_numpy(output).to(given[0].device)
@@ -135,6 +138,14 @@ def largest_difference_hu(restorer: Restorer, engine: Restorer) -> float:
         for expected, found in pairs:
             largest = max(largest, float((expected - found).abs().max()) * restorer.linear.hu_per_unit)
     return largest
+
+
+@torch.no_grad()
+def largest_change_hu(restorer: Restorer) -> float:
+    """Largest change of a one-step restoration, HU, at a shape of `largest_difference_hu`."""
+    x = example(restorer, (1, 4, 3, 1), seed=1)
+    base = restorer.linear.from_hu(restorer.units.to_hu(x))
+    return float((restorer(x) - base).abs().max()) * restorer.linear.hu_per_unit
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -29,3 +29,23 @@ def test_says_the_difference(tmp_path, capsys):
     options = ["--preset", "tiny", "--weights_file", str(weights), "--device", "cpu"]
     assert export([str(tmp_path / "out"), "--formats", "onnx", *options]) == 0
     assert "largest difference ONNX Runtime - PyTorch" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_design_of_full_exports_too(tmp_path, capsys, monkeypatch):
+    """With its attention, norms, three windows and no context; narrow, because its size adds nothing but time."""
+    pytest.importorskip("onnxruntime")
+    import dataclasses
+
+    import torch
+
+    from bundle.networks.presets import PRESETS, build_restorer
+    from bundle.training.handlers import save_weights
+
+    widths = {"autoencoder_channels": (32, 32, 32, 32), "denoiser_channels": (32, 64, 64)}
+    monkeypatch.setitem(PRESETS, "full", dataclasses.replace(PRESETS["full"], **widths))
+    torch.manual_seed(0)
+    save_weights(build_restorer("full"), tmp_path / "model.pt")
+    options = ["--preset", "full", "--weights_file", str(tmp_path / "model.pt"), "--device", "cpu"]
+    assert export([str(tmp_path / "out"), "--formats", "onnx", *options]) == 0
+    assert "largest difference ONNX Runtime - PyTorch" in capsys.readouterr().out

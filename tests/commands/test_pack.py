@@ -132,14 +132,20 @@ print(image, len(about["spatial_shape"]), len(pre))
 MODEL_ZOO = """
 import json, os
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
-path, rules = sys.argv[1:]
+path, rules, suffix = sys.argv[1:]
 sys.path = [path] + sys.path
 for name in ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json"):
     assert os.path.exists(os.path.join(path, name)), name
 metadata = json.load(open(f"{path}/configs/metadata.json"))
 assert metadata["version"] in metadata["changelog"]
+# Its installation writes one requirement for each of these, and pip reads them.
+from packaging.requirements import Requirement
+for name, key in (("monai", "monai_version"), ("torch", "pytorch_version"), ("numpy", "numpy_version")):
+    Requirement(f"{name}=={metadata[key]}")
+for name, version in metadata["required_packages_version"].items():
+    Requirement(f"{name}=={version}")
 verify_metadata(meta_file=f"{path}/configs/metadata.json", filepath=rules)
-config = f"{path}/configs/inference.json"
+config = f"{path}/configs/inference.{suffix}"
 verify_net_in_out(net_id="network_def", meta_file=f"{path}/configs/metadata.json", config_file=config, bundle_root=path)
 ckpt_export(
     net_id="network_def",
@@ -153,7 +159,7 @@ ckpt_export(
 import zipfile
 with zipfile.ZipFile(f"{path}/models/verify_model.ts") as archive:
     names = archive.namelist()
-    assert "verify_model/extra/metadata.json" in names and "verify_model/extra/inference.json" in names, names
+    assert all(f"verify_model/extra/{name}" in names for name in ("metadata.json", "inference.json")), names
 module = torch.jit.load(f"{path}/models/verify_model.ts").eval()
 with torch.no_grad():
     assert module(torch.zeros(1, 1, 40, 24, 3)).shape == (1, 1, 40, 24, 3)
@@ -178,9 +184,10 @@ def test_as_monai_label_reads_it(unpacked, tmp_path):
 
 
 @pytest.mark.full
-def test_as_the_model_zoo_and_monai_deploy_read_it(unpacked, tmp_path):
+@pytest.mark.parametrize("suffix", ["json", "yaml"])  # it takes the YAML where a bundle has both
+def test_as_the_model_zoo_and_monai_deploy_read_it(suffix, unpacked, tmp_path):
     rules = ASSETS / "meta_schema_20240725_rules.json"
-    assert elsewhere(MODEL_ZOO, tmp_path, unpacked, rules).split()[-1] == "verified"
+    assert elsewhere(MODEL_ZOO, tmp_path, unpacked, rules, suffix).split()[-1] == "verified"
 
 
 @pytest.mark.full

@@ -1,10 +1,11 @@
 import json
 
 import pytest
+import torch
 
 from bundle.errors import BundleError
 from bundle.networks.export import MANIFEST, SCHEMA, export_parts
-from bundle.networks.exported import largest_difference_hu, with_exported
+from bundle.networks.exported import OnnxPart, largest_change_hu, largest_difference_hu, with_exported
 from bundle.networks.presets import build_restorer
 
 pytest.importorskip("onnxruntime")
@@ -41,6 +42,22 @@ def test_an_export_of_something_else_is_refused(changes, message, tmp_path):
 def test_no_export(tmp_path):
     with pytest.raises(BundleError, match="holds no export"):
         with_exported(build_restorer("tiny"), tmp_path)
+
+
+def test_a_network_is_not_given_what_it_was_exported_without():
+    class Session:
+        def run(self, _, given):
+            return [2 * given["z_t"]]
+
+    part = OnnxPart.__new__(OnnxPart)
+    torch.nn.Module.__init__(part)
+    part.session, part.names = Session(), ["z_t"]
+    assert torch.equal(part(torch.ones(2), torch.zeros(3)), torch.full((2,), 2.0))
+
+
+def test_the_change_is_in_hu(randomise):
+    assert largest_change_hu(build_restorer("tiny")) < 0.1  # a fresh one restores its input
+    assert largest_change_hu(randomise(build_restorer("tiny"))) > 1
 
 
 @pytest.mark.full
