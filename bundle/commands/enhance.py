@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def enhance(arguments: Sequence[str]) -> int:
         set_quiet(True)
         logging.disable(logging.INFO)
     if Path(folders[1]).suffix.lower() == ".mp4":
-        return _video(folders[0], Path(folders[1]), options)
+        return _video(folders[0], Path(folders[1]), options, switches)
     # The folders bypass the parser of options, which would read a folder called 2024 as a number.
     options = {
         "config_file": str(Path(bundle_root()) / "configs" / "inference.yaml"),
@@ -54,24 +54,44 @@ def enhance(arguments: Sequence[str]) -> int:
     return code
 
 
-def _video(source: str, target: Path, options: dict[str, Any]) -> int:
+def _video(source: str, target: Path, options: dict[str, Any], switches: Mapping[str, bool]) -> int:
+    import functools
+
     from bundle.restoration.api import load_restorer
     from bundle.restoration.video import is_video_input, restore_video
 
     if not is_video_input(source):
         raise BundleError("an MP4 as OUTPUT needs a video or a folder of pictures as INPUT", hint="name a folder")
-    named = {name: tuple(options.pop(name)) for name in ("window", "video_spacing_mm") if name in options}
+    if switches["dry_run"]:
+        raise BundleError("a video has no plan: it is restored at once", hint="leave --dry_run out")
+    sizes = {"window": 2, "video_spacing_mm": 3, "frames_per_second": 1}
+    given = {name: _numbers(name, options.pop(name), count) for name, count in sizes.items() if name in options}
     rename = {"window": "window", "video_spacing_mm": "spacing_mm"}
-    rate = float(options.pop("frames_per_second", 10.0))
     said = restore_video(
         source,
         target,
-        load_restorer(**options),
-        frames_per_second=rate,
-        **{rename[name]: value for name, value in named.items()},
+        functools.partial(load_restorer(**options), progress=True),
+        frames_per_second=given.pop("frames_per_second", (10.0,))[0],
+        **{rename[name]: value for name, value in given.items()},  # type: ignore[arg-type] # counted above
     )
-    print(f"{target.name} is {said}")
+    if switches["json"]:
+        print(json.dumps({"output": target.name, "loss": said}))
+    elif not switches["quiet"]:
+        print(f"{target.name} is {said}")
     return ExitCode.DONE
+
+
+def _numbers(name: str, value: object, count: int) -> tuple[float, ...]:
+    """`count` numbers of an option, the last one (a width, a distance, a rate) above 0.
+
+    Raises:
+        BundleError: when it holds something else.
+    """
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    numbers = tuple(float(one) for one in values if isinstance(one, int | float))
+    if len(numbers) != count or len(values) != count or not numbers[-1] > 0:
+        raise BundleError(f"{name} must be {count} number{'s' if count > 1 else ''}, the last above 0, not {value}")
+    return numbers
 
 
 def _dry_run(line: CommandLine, *, as_json: bool) -> int:

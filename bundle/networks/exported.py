@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,25 +127,30 @@ def with_exported(
 @torch.no_grad()
 def largest_difference_hu(restorer: Restorer, engine: Restorer) -> float:
     """Largest difference of two Restorers, HU, over one-step and two-step restorations at shapes never exported."""
-    largest = 0.0
-    for seed, blocks in enumerate([(1, 4, 3, 1), (3, 2, 5, 4)]):
-        x = example(restorer, blocks, seed=seed + 1)
-        noise = torch.randn(restorer.latent_shape(x), generator=torch.Generator().manual_seed(seed)).to(x)
-        pairs = (
-            (restorer(x), engine(x)),
-            (restorer.sample(x, steps=2, noise=lambda _: noise), engine.sample(x, steps=2, noise=lambda _: noise)),  # noqa: B023
-        )
-        for expected, found in pairs:
-            largest = max(largest, float((expected - found).abs().max()) * restorer.linear.hu_per_unit)
-    return largest
+    pairs = [(_restored(restorer, *given), _restored(engine, *given)) for given in _examples(restorer)]
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) * restorer.linear.hu_per_unit
 
 
 @torch.no_grad()
 def largest_change_hu(restorer: Restorer) -> float:
-    """Largest change of a one-step restoration, HU, at a shape of `largest_difference_hu`."""
-    x = example(restorer, (1, 4, 3, 1), seed=1)
-    base = restorer.linear.from_hu(restorer.units.to_hu(x))
-    return float((restorer(x) - base).abs().max()) * restorer.linear.hu_per_unit
+    """Largest change by the restorations that `largest_difference_hu` compares, HU."""
+    changes = [
+        _restored(restorer, x, noise) - restorer.linear.from_hu(restorer.units.to_hu(x))
+        for x, noise in _examples(restorer)
+    ]
+    return max(float(change.abs().max()) for change in changes) * restorer.linear.hu_per_unit
+
+
+def _examples(restorer: Restorer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Seeded inputs (B, C, H, W, D) in network units, and latent noise."""
+    for seed, blocks in enumerate([(1, 4, 3, 1), (3, 2, 5, 4)]):
+        x = example(restorer, blocks, seed=seed + 1)
+        yield x, torch.randn(restorer.latent_shape(x), generator=torch.Generator().manual_seed(seed)).to(x)
+
+
+def _restored(network: Restorer, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """One-step and two-step restorations (2, B, 1, H, W, D) in network units."""
+    return torch.stack([network(x), network.sample(x, steps=2, noise=lambda _: noise)])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ for result in restore.folder("STUDY"):         # every usable series below a fol
     result.restored_hu, result.uncertainty_hu
 """
 
+import contextlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
+from bundle.progress import Progress
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import apply_difference
@@ -75,12 +77,13 @@ class LoadedRestorer:
         self._back = Invertd("difference", transform=self._prepare, orig_keys="image", nearest_interp=False)
         self.network.to(self.device).eval()
 
-    def __call__(self, volume_hu: np.ndarray, affine: np.ndarray) -> Restoration:
+    def __call__(self, volume_hu: np.ndarray, affine: np.ndarray, *, progress: bool = False) -> Restoration:
         """Restore an array.
 
         Args:
             volume_hu: HU (H, W, D), D the slices.
             affine: (i, j, k, 1) -> RAS mm, (4, 4); in DICOM's LPS, flip the first two rows' signs first.
+            progress: show a progress bar over slices.
 
         Raises:
             BundleError: when the array is not 3D or not finite, or the affine is no grid.
@@ -92,7 +95,8 @@ class LoadedRestorer:
             raise BundleError("affine must be a 4 x 4 matrix from voxels to mm", hint="take it from the image's header")
         if self.thin is not None:
             volume_hu, affine = self.thin.array(volume_hu, affine)
-        return self._restore(MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine)), volume_hu)
+        image = MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine))
+        return self._restore(image, volume_hu, progress=progress)
 
     def folder(self, folder: str | Path) -> Iterator[Restoration]:
         """Yield the restoration of every usable series below a folder of DICOM or NIfTI, in the order of their keys.
@@ -108,18 +112,28 @@ class LoadedRestorer:
 
     @torch.inference_mode()
     def _restore(
-        self, image: MetaTensor, volume_hu: np.ndarray, *, padding_mask: np.ndarray | None = None, key: str = ""
+        self,
+        image: MetaTensor,
+        volume_hu: np.ndarray,
+        *,
+        padding_mask: np.ndarray | None = None,
+        key: str = "",
+        progress: bool = False,
     ) -> Restoration:
         prepared = self._prepare({"image": image})["image"]
         volume = prepared.as_tensor()[0]
         spacing = torch.as_tensor(grid_spacing_mm(np.asarray(prepared.affine)), dtype=torch.float32)
         maps = torch.zeros(2, *volume.shape)
         deviation = False
-        for piece in self.inferer.pieces(volume, self.network, spacing_mm=spacing):
-            maps[0][..., piece.slices] = piece.difference
-            if piece.deviation is not None:
-                deviation = True
-                maps[1][..., piece.slices] = piece.deviation
+        told = Progress("restoring", total=volume.shape[-1], unit="slice") if progress else contextlib.nullcontext()
+        with told as bar:
+            for piece in self.inferer.pieces(volume, self.network, spacing_mm=spacing):
+                maps[0][..., piece.slices] = piece.difference
+                if piece.deviation is not None:
+                    deviation = True
+                    maps[1][..., piece.slices] = piece.deviation
+                if bar is not None:
+                    bar.update(piece.difference.shape[-1])
         native = self._native(maps, prepared)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
         uncertainty = np.where(restored != volume_hu, self.uncertainty_scale * native[1], 0) if deviation else None

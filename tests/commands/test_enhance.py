@@ -57,3 +57,39 @@ def test_switches_are_no_keys_of_the_config(started, tmp_path, capsys, monkeypat
 def test_a_dry_run_refuses_what_the_run_would(tmp_path):
     with pytest.raises(BundleError, match="unknown option --stepps"):
         enhance([str(tmp_path), "out", "--stepps", "4", "--dry_run"])
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """What a video was restored with."""
+    from bundle.restoration import api, video
+
+    calls = []
+    monkeypatch.setattr(api, "load_restorer", lambda **options: lambda *_, **__: calls.append(options))
+    monkeypatch.setattr(video, "restore_video", lambda *_, **named: calls.append(named) or "a preview")
+    return calls
+
+
+def test_a_video_takes_its_own_options(restored, capsys):
+    options = ["--window", "[50,400]", "--video_spacing_mm", "[0.7,0.7,5]", "--frames_per_second", "5"]
+    assert enhance(["in.mp4", "out.mp4", *options]) == 0
+    assert restored == [{"window": (50.0, 400.0), "spacing_mm": (0.7, 0.7, 5.0), "frames_per_second": 5.0}]
+    assert capsys.readouterr().out == "out.mp4 is a preview\n"
+    enhance(["in.mp4", "out.mp4", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"output": "out.mp4", "loss": "a preview"}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--window", "50"], "window must be 2 numbers"),
+        (["--window", "[50,0]"], "the last above 0"),
+        (["--video_spacing_mm", "[1,1]"], "video_spacing_mm must be 3 numbers"),
+        (["--frames_per_second", "fast"], "frames_per_second must be 1 number"),
+        (["--dry_run"], "a video has no plan"),
+    ],
+)
+def test_a_videos_wrong_options_are_refused(restored, option, message):
+    with pytest.raises(BundleError, match=message):
+        enhance(["in.mp4", "out.mp4", *option])
+    assert restored == []
