@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: bench-train help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
+.PHONY: bench-train checkov help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,11 @@ test-full: setup ## all tests
 
 test-container: setup ## build the image and run it as the manifests say (podman, buildah; about 15 minutes)
 	$(BIN)/python -m pytest -m container -s tests/k8s/test_container.py
+
+checkov: setup ## checkov's rules over manifests and image (in an environment of its own, 290 MB)
+	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && \
+		$(VENV)/checkov/bin/python -m pip install --disable-pip-version-check --quiet checkov==3.3.30; }
+	PATH="$(CURDIR)/$(VENV)/checkov/bin:$$PATH" $(BIN)/python -m pytest tests/k8s/test_checkov.py
 
 lint: setup ## ruff and mypy, and the JSON twins of the configs
 	$(BIN)/ruff check .
