@@ -3,12 +3,15 @@
 The same cases, the same sample: a patch cut at a random place, noise of a random dose added. Preparation (reading,
 drawing the noise) is not timed: all three do it once. One process, no workers. The trainer's demand is measured with
 the `small` networks on this machine; that of a GPU is calculated from the same step's floating-point operations.
+The last line says how busy the machine was: figures of a busy one are of the machine as much as of the pipeline.
 
-Usage: python scripts/bench_data.py [--data_dir DIR] [--seconds S] [--output FILE]
+Usage: python scripts/bench_data.py [--data_dir DIR] [--seconds S] [--steps N] [--output FILE]
 """
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
@@ -24,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from bundle.errors import BundleError, report  # noqa: E402 - after the path
 
 PATCH, SLICES, BATCH = 128, 8, 2
-SERIES, MOST_SLICES = 3, 24
+SERIES, MOST_SLICES = 2, 16
 # An 80 GB H100: peak in bfloat16 by its data sheet, and the share of it that 3D convolutions of few channels may get.
 GPU_PEAK_TFLOPS, GPU_SHARE = 990.0, 0.2
 LEVELS = ("image", "quantum_0", "electronic_0")
@@ -140,17 +143,51 @@ def demand(sample: Callable[[int], Any], steps: int) -> tuple[float, float, floa
     return steps * BATCH / (waited + worked), counter.get_total_flops() / BATCH, waited / (waited + worked)
 
 
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """How busy the machine was, and how much of it this process got."""
+
+    runnable: tuple[float, float]
+    wall_seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> "Load":
+        """Load average of the last minute, time of the wall's clock and of this process."""
+        load = os.getloadavg()[0]
+        return cls((load, load), time.perf_counter(), time.process_time())
+
+    def since(self, before: "Load") -> "Load":
+        """What lies between two moments."""
+        return Load(
+            (before.runnable[0], self.runnable[1]),
+            self.wall_seconds - before.wall_seconds,
+            self.cpu_seconds - before.cpu_seconds,
+        )
+
+    @property
+    def line(self) -> str:
+        """In words."""
+        first, last = self.runnable
+        share = self.cpu_seconds / self.wall_seconds
+        return (
+            f"{self.wall_seconds:.0f} s; load average {first:.1f} before and {last:.1f} at the end on "
+            f"{os.cpu_count()} cores; this process had {share:.2f} cores"
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data_dir", type=Path, default=ROOT / ".cache" / "sample_data", help="folder of DICOM series")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each of the three")
-    parser.add_argument("--steps", type=int, default=6, help="training steps")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each of the three")
+    parser.add_argument("--steps", type=int, default=3, help="training steps")
     parser.add_argument("--output", type=Path, default=None, help="a JSON file")
     options = parser.parse_args()
 
     import torch
 
+    begun = Load.now()
     with tempfile.TemporaryDirectory() as folder:
         prepared = cases(options.data_dir, Path(folder) / "cache")
         rows = {
@@ -171,8 +208,11 @@ def main() -> None:
         f"one 80 GB GPU would take {gpu:.0f} samples/s (calculated: {operations / 1e12:.2f} TFLOP per sample, "
         f"{GPU_PEAK_TFLOPS:g} TFLOP/s at {100 * GPU_SHARE:.0f} %), {gpu / rows['this bundle']:.1f} of these processes"
     )
+    load = Load.now().since(begun)
+    print(load.line)
     if options.output:
         content = {"samples_per_second": rows, "taken": taken, "waiting": waiting, "gpu_samples_per_second": gpu}
+        content |= {"load": dataclasses.asdict(load)}
         options.output.write_text(json.dumps(content, indent=2) + "\n")
 
 

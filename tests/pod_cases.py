@@ -1,5 +1,6 @@
 """What happens to pods, whatever engine runs them: interruption, sudden death, shards."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom_series import write_phantom_series
-from pod_simulator import Container, pod_of_folder, volume
+from pod_simulator import Container, Pod, pod_of_folder, volume
 
 STORAGE = "ct-enhance-storage"
 
@@ -32,10 +33,10 @@ def give_to_root(folder: Path) -> None:
         folder.chmod(0o555)
 
 
-def weights(storage: Path) -> dict[str, Any]:
+def weights(storage: Path, run: str = "smoke") -> dict[str, Any]:
     import torch
 
-    return torch.load(storage / "smoke" / "model.pt", weights_only=True)
+    return torch.load(storage / run / "model.pt", weights_only=True)
 
 
 def checkpoints(storage: Path) -> set[str]:
@@ -133,3 +134,38 @@ def each_series_is_restored_by_exactly_one_index(engine: Any, folder: Path, *, i
     assert {path: path.stat().st_mtime_ns for path in (storage / "out").glob("*/dicom/*.dcm")} == files
     listed = [json.loads(path.read_text())["series"] for path in (storage / "out").glob("summary*.json")]
     assert {key for series in listed for key in series} == set(done)
+
+
+def on_the_cpu(pod: Pod, *, processes: int) -> Pod:
+    """A training for GPUs in so many processes on the CPU: its command, with the overrides of cpu-smoke."""
+    (smoke,) = pod_of_folder("overlays/cpu-smoke").files.values()
+    (path,) = pod.files
+    argv = list(pod.argv)
+    argv[argv.index("--nproc_per_node") + 1] = str(processes)
+    overrides = smoke["train.yaml"] + "\nbackend: gloo\n"
+    return dataclasses.replace(pod, argv=tuple(argv), files={path: {"train.yaml": overrides}})
+
+
+def several_processes_are_interrupted_and_go_on(engine: Any, storage: Path, pods: list[Pod], **settings: Any) -> None:
+    """SIGTERM to the last pod ends all with 75 and a checkpoint; all again go on, to the weights of one go."""
+
+    def start() -> list[Container]:
+        return [engine.start(pod, {STORAGE: storage}, **settings) for pod in pods]
+
+    def codes(containers: list[Container]) -> list[int]:
+        return [container.wait() for container in containers]
+
+    folder = storage / "train"
+    containers = start()
+    assert codes(containers) == [0] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)
+    expected = weights(storage, "train")
+    folder.rename(storage / "one-go")
+    containers = start()
+    wait_until(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.sha256")), containers[-1])
+    containers[-1].signal(signal.SIGTERM)
+    assert codes(containers) == [75] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)
+    assert not (folder / "model.pt").exists()
+    containers = start()
+    assert codes(containers) == [0] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)
+    assert "resumed from" in "".join(one.log.read_text() for one in containers)
+    assert same(weights(storage, "train"), expected)

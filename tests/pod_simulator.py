@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,15 @@ class Bubblewrap:
             pytest.skip("bubblewrap may not make namespaces on this machine")
         self.scratch, self.image = scratch, Image.read()
 
-    def start(self, pod: Pod, claims: dict[str, Path | SmallVolume], *, network: bool = False) -> Container:
-        """Start a pod; `network` leaves it the machine's, for servers on loopback."""
+    def start(
+        self,
+        pod: Pod,
+        claims: dict[str, Path | SmallVolume],
+        *,
+        network: bool = False,
+        hosts: Sequence[str] = (),
+    ) -> Container:
+        """Start a pod; `network` leaves it the machine's, for servers on loopback, which `hosts` are names of."""
         number = next(_NUMBER)
         options = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--as-pid-1", "--clearenv"]
         options += [] if network else ["--unshare-net"]
@@ -180,6 +188,9 @@ class Bubblewrap:
             options += ["--ro-bind", str(self._folder(contents, number)), path]
         for path, size in pod.empty.items():
             options += ["--size", str(size), "--perms", "1777", "--tmpfs", path]
+        if hosts:
+            names = self._folder({"hosts": f"127.0.0.1 localhost {' '.join(hosts)}\n"}, number) / "hosts"
+            options += ["--ro-bind", str(names), "/etc/hosts"]
         options += ["--remount-ro", "/", "--chdir", self.image.workdir]
         for name, value in {**self.image.variables, **pod.variables}.items():
             options += ["--setenv", name, value.replace("$PATH", "/usr/bin:/bin")]
@@ -227,7 +238,7 @@ class Bubblewrap:
         return ["--", *as_user, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"]
 
     def _folder(self, contents: dict[str, str], number: int) -> Path:
-        folder = self.scratch / f"files-{number}-{len(contents)}"
+        folder = self.scratch / f"files-{number}-{next(_NUMBER)}"
         folder.mkdir(mode=0o755)
         for name, text in contents.items():
             (folder / name).write_text(text)

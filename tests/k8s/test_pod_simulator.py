@@ -123,6 +123,23 @@ def test_killed_in_the_middle_of_a_save(engine, storage):
     cases.killed_in_the_middle_of_a_save(engine, storage)
 
 
+@pytest.mark.full
+def test_processes_of_one_node(engine, storage):
+    """train-multi-gpu as it is written, but two processes on the CPU in place of four GPUs."""
+    pod = cases.on_the_cpu(pod_of_folder("overlays/train-multi-gpu"), processes=2)
+    cases.several_processes_are_interrupted_and_go_on(engine, storage, [pod])
+
+
+@pytest.mark.full
+def test_pods_of_several_nodes(engine, storage):
+    """train-multi-node: two pods that meet under the Service's name, which stands for loopback, a process in each."""
+    folder = "overlays/train-multi-node"
+    pods = [cases.on_the_cpu(pod_of_folder(folder, index=index), processes=1) for index in range(2)]
+    (address,) = {pod.argv[pod.argv.index("--master_addr") + 1] for pod in pods}
+    assert [pod.argv[pod.argv.index("--node_rank") + 1] for pod in pods] == ["0", "1"]
+    cases.several_processes_are_interrupted_and_go_on(engine, storage, pods, network=True, hosts=[address])
+
+
 # ---- inference ----------------------------------------------------------------------------------------------
 
 
