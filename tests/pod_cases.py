@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from phantom_series import write_phantom_series
 from pod_simulator import Container, Pod, pod_of_folder, volume
 
@@ -137,12 +138,13 @@ def each_series_is_restored_by_exactly_one_index(engine: Any, folder: Path, *, i
 
 
 def on_the_cpu(pod: Pod, *, processes: int) -> Pod:
-    """A training for GPUs in so many processes on the CPU: its command, with the overrides of cpu-smoke."""
+    """A training for GPUs in so many processes on the CPU: its command, with the overrides of cpu-smoke, but tiny."""
     (smoke,) = pod_of_folder("overlays/cpu-smoke").files.values()
     (path,) = pod.files
     argv = list(pod.argv)
     argv[argv.index("--nproc_per_node") + 1] = str(processes)
-    overrides = smoke["train.yaml"] + "\nbackend: gloo\n"
+    tiny = {"backend": "gloo", "preset": "tiny", "patch_size": 32, "mixed_precision": "off"}
+    overrides = yaml.safe_dump(yaml.safe_load(smoke["train.yaml"]) | tiny)
     return dataclasses.replace(pod, argv=tuple(argv), files={path: {"train.yaml": overrides}})
 
 
