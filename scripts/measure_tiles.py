@@ -1,6 +1,6 @@
 """What tiles cost in exactness: the shipped weights on a whole stack of slices against the same in tiles.
 
-    python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--steps 1] [--num_threads 1]
+    python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--size 512] [--steps 1]
 
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
 slices is chosen by. Then a table: slices computed for each one restored; the mean absolute difference between tiled and
@@ -26,7 +26,7 @@ from bundle.restoration.region import touchable
 from bundle.restoration.tiles import Span
 
 # Tile sizes and the slices that neighbours repeat; the first is the default.
-TILES = [((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 16), 4), ((256, 256, 24), 8), ((128, 128, 8), 4)]
+TILES = [((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 16), 4), ((512, 512, 8), 4), ((128, 128, 24), 8)]
 DISTANCES = 10
 MULTIPLE = 16  # of the presets' networks
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--weights_file", type=Path, default=Path(bundle_root()) / "models" / "model.pt")
     parser.add_argument("--slices", type=int, default=36)
+    parser.add_argument("--size", type=int, default=512, help="rows and columns in the middle that are used")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--num_threads", type=int, default=1)
@@ -48,8 +49,9 @@ def main() -> None:
     load_weights(network, options.weights_file)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     volume = read_volume(find_cases(options.dataset_dir).cases[0].files)
-    hu = torch.from_numpy(np.array(volume.array[:, :, : options.slices], np.float32))
-    body = touchable(hu.numpy())
+    middle = [slice(max(n - options.size, 0) // 2, (n + options.size) // 2) for n in volume.shape[:2]]
+    box = (*middle, slice(options.slices))
+    hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, : options.slices])[box]
     print(f"{tuple(hu.shape)} voxels, steps {options.steps}, mixed_precision {options.mixed_precision}")
     size = tuple(hu.shape)
     whole = restored(network, hu, volume.spacing_mm, make_inferer(options, size, 0))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.data.sources import Case, find_cases
+from bundle.data.sources import Case, Source
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import find_series
 from bundle.dicom.thin_slices import ThinSlices
@@ -34,7 +34,8 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
         options: keys of it, dataset_dir among them.
 
     Returns:
-        Series with sizes, tiles, and estimated seconds; refused series with reasons; memory in GB. Nothing is written.
+        The selected series with sizes, tiles, and estimated seconds; refused ones with reasons; memory in GB. Nothing
+        is written.
 
     Raises:
         BundleError: when there is nothing to restore or an option is wrong.
@@ -42,8 +43,8 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
     parser = ConfigParser()
     parser.read_config(list(config_files))
     parser.update(dict(options))
-    maximum, gaps = (parser.get_parsed_content(key) for key in ("max_samples", "gaps"))
-    source = find_cases(options["dataset_dir"], max_samples=maximum, gaps=gaps)
+    source: Source = parser.get_parsed_content("source")
+    gaps = parser.get_parsed_content("gaps")
     network, inferer = _built(parser)
     per_voxel = seconds_per_voxel(network, inferer)
     sizes, refused = _sizes(
@@ -116,6 +117,8 @@ def _sizes(
     cases: Sequence[Case], folder: Path, *, gaps: str, thin: ThinSlices | None
 ) -> tuple[dict[str, tuple[int, int, int]], list[dict[str, str]]]:
     """Key to H, W, D as they will be restored, and what has no grid of thin slices; from headers alone."""
+    if not cases:
+        return {}, []
     if cases[0].files[0].lower().endswith((".nii", ".nii.gz")):
         import nibabel
 

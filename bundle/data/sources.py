@@ -12,7 +12,7 @@ from bundle.dicom.index import Refusal, Series, find_series
 from bundle.errors import BundleError
 from bundle.files import digest, file_digest
 
-__all__ = ["Case", "Refusal", "Source", "dicom_cases", "find_cases"]
+__all__ = ["Case", "Refusal", "Source", "check_max_samples", "dicom_cases", "find_cases"]
 
 _NIFTI = ("*.nii", "*.nii.gz")
 _BIDS_SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")
@@ -51,8 +51,7 @@ def find_cases(
     """
     if not dataset_dir:
         raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
-    if max_samples is not None and max_samples < 1:
-        raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
+    check_max_samples(max_samples)
     if str(dataset_dir).startswith("hf://"):
         raise BundleError("a data set on the hub is for training only", hint="download it and name the folder")
     pairs = check_pairs_option(pairs)
@@ -67,6 +66,17 @@ def find_cases(
         reasons = "; ".join(sorted({refusal.reason for refusal in refused})) or "no CT series"
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
     return Source(tuple(sorted(cases, key=lambda case: case.key)[:max_samples]), tuple(refused))
+
+
+def check_max_samples(max_samples: int | None) -> int | None:
+    """Return `max_samples`.
+
+    Raises:
+        BundleError: when it is below 1.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
+    return max_samples
 
 
 def _folder_cases(

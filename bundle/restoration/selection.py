@@ -1,12 +1,13 @@
 """Which series of a folder a run restores: by rules on their headers, and by shares that workers do without talking."""
 
+import itertools
 import re
 from dataclasses import replace
 
 import pydicom
 from pydicom.dataset import Dataset
 
-from bundle.data.sources import Case, Source
+from bundle.data.sources import Case, Source, check_max_samples
 from bundle.dicom.elements import Unusable, decimals, quiet, text
 from bundle.dicom.index import Refusal
 from bundle.dicom.sources import Sources
@@ -23,6 +24,7 @@ def select(
     description: str | None = None,
     kernel: str | None = None,
     thickness_mm: str | None = None,
+    max_samples: int | None = None,
 ) -> Source:
     """Keep what all rules allow; rules on headers keep no series that has none (NIfTI).
 
@@ -33,10 +35,12 @@ def select(
         description: regular expression that Series Description must contain, whatever its case.
         kernel: the same for Convolution Kernel.
         thickness_mm: 'LOW-HIGH' or one number: Slice Thickness in mm, both ends included.
+        max_samples: of what the rules and the share allow, only so many, the first by key.
 
     Raises:
-        BundleError: when a rule cannot be read.
+        BundleError: when a rule cannot be read, or max_samples is below 1.
     """
+    most = check_max_samples(max_samples)
     number, count = parse_shard(shard)
     limits = _limits(thickness_mm)
     patterns = {
@@ -56,7 +60,8 @@ def select(
         return limits is None or _within(header, limits)
 
     refused = [one for one in source.refused if share_of(_name(one), count) == number]
-    return replace(source, cases=tuple(case for case in source.cases if wanted(case)), refused=tuple(refused))
+    cases = tuple(itertools.islice(filter(wanted, source.cases), most))
+    return replace(source, cases=cases, refused=tuple(refused))
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

@@ -28,6 +28,12 @@ def test_says_what_would_be_done_and_writes_nothing(options, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_only_what_is_selected_is_planned(options):
+    assert [one["size"] for one in make_plan(CONFIG, {**options, "max_samples": 1})["series"]] == [[64, 64, 10]]
+    plan = make_plan(CONFIG, {**options, "select_description": "no such series"})
+    assert plan["series"] == [] and "would restore 0 series" in spoken(plan)
+
+
 def test_more_steps_take_longer(options):
     one, many = (make_plan(CONFIG, {**options, "steps": steps}) for steps in (1, 40))
     assert many["series"][0]["estimated_seconds"] >= one["series"][0]["estimated_seconds"]

@@ -37,6 +37,22 @@ def test_shares_are_about_even_and_do_not_depend_on_what_else_is_there():
     assert set(select(half, shard="1/4").cases) == set(select(source, shard="1/4").cases) & set(half.cases)
 
 
+def test_max_samples_counts_what_is_selected():
+    source = made_up(40)
+    share = select(source, shard="2/4").cases
+    assert select(source, shard="2/4", max_samples=3).cases == share[:3]
+    assert select(source, shard="2/4", max_samples=100).cases == share and len(share) > 3
+    with pytest.raises(BundleError, match="max_samples must be 1 or more"):
+        select(source, max_samples=0)
+
+
+def test_max_samples_counts_what_the_rules_keep(folder):
+    everything = find_cases(folder)
+    last = everything.cases[-1]  # by key, the one that max_samples alone would leave out
+    rule = {"a": "lung", "b": "abdomen"}[last.label]
+    assert select(everything, description=rule, max_samples=1).cases == (last,)
+
+
 @pytest.mark.parametrize("shard", ["4/4", "1", "-1/2", "a/b", "0/0", "1/2/3"])
 def test_what_is_no_share_is_refused(shard):
     with pytest.raises(BundleError, match="shard"):

@@ -1,0 +1,47 @@
+"""Memory against the length of a study: the script on short ones, and that the length does not matter."""
+
+import importlib.util
+
+import pydicom
+import pytest
+from phantom_series import write_phantom_series
+from tiny_workflows import ROOT
+
+from bundle.dicom.index import read_volume
+
+SCRIPT = ROOT / "scripts" / "bench_memory.py"
+SPEC = importlib.util.spec_from_file_location("bench_memory", SCRIPT)
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+
+
+def measured(capsys, series, *options):
+    """Slices -> own MB, resident MB, seconds, as the script prints them."""
+    script.main(["--series", str(series), "--preset", "tiny", *map(str, options)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return {int(row[0]): [float(cell) for cell in row[1:]] for row in rows if row and row[0].isdigit()}
+
+
+def test_a_long_study_is_the_series_again_and_again(tmp_path):
+    hu = write_phantom_series(tmp_path / "in", slices=4, size=32)
+    script.repeat(tmp_path / "in", tmp_path / "long", 10)
+    volume = read_volume(str(tmp_path / "long"))
+    assert volume.shape == (32, 32, 10) and volume.spacing_mm[2] == pytest.approx(2.5)
+    for k in range(10):
+        assert (volume.slice_hu(k) == hu[:, :, k % 4]).all()
+    assert len({pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "long").iterdir()}) == 10
+
+
+def test_the_script_prints_both_peaks(tmp_path, capsys):
+    write_phantom_series(tmp_path / "in", slices=4, size=64)
+    ((own, resident, seconds),) = measured(capsys, tmp_path / "in", "--slices", 4, "--cheap").values()
+    assert 100 < own < resident < 4000 and seconds > 0
+
+
+@pytest.mark.full
+def test_four_times_the_slices_take_no_more_memory(tmp_path, capsys):
+    """By less than a tenth of what they take on disk: 120 more slices of 512 x 512, of 6 bytes a voxel."""
+    write_phantom_series(tmp_path / "in", slices=8, size=512)
+    peaks = measured(capsys, tmp_path / "in", "--slices", 40, 160, "--cheap")
+    assert peaks[160][0] - peaks[40][0] < 0.1 * 120 * 512 * 512 * 6 / 2**20
+    assert peaks[160][1] - peaks[40][1] < 0.1 * 120 * 512 * 512 * 6 / 2**20
