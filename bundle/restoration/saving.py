@@ -17,7 +17,7 @@ from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
 from bundle.files import whole_folder
-from bundle.pages import let_go
+from bundle.pages import Scratch, let_go
 from bundle.restoration.domain import Domain
 from bundle.restoration.loading import turned_to
 from bundle.restoration.nifti import NiftiSource, write_nifti
@@ -47,6 +47,7 @@ class SaveRestored(Transform):
         transfer_syntax: of the DICOM files, as for `write_derived_series`.
         card: what is known of the weights; scales the uncertainty.
         report: also write report.html.
+        scratch: where what is written of the uncertainty lies until then.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SaveRestored(Transform):
         transfer_syntax: str = "explicit",
         card: WeightsCard = NO_CARD,
         report: bool = False,
+        scratch: Scratch | None = None,
     ) -> None:
         named_syntax(transfer_syntax)  # a wrong name ends the run before any work is done
         if not 0 <= strength <= 1:
@@ -72,6 +74,7 @@ class SaveRestored(Transform):
         self.transfer_syntax = transfer_syntax
         self.card = card
         self.report = report
+        self.scratch = scratch or Scratch()
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Write one series; the folder appears whole or not at all."""
@@ -145,7 +148,8 @@ class SaveRestored(Transform):
         if self.save_nifti:
             write_nifti(folder / "volume.nii.gz", restored, source)
         if uncertainty is not None:
-            write_parametric_map(folder / "uncertainty", uncertainty, derived, now=self.output.now, card=self.card)
+            target, now = folder / "uncertainty", self.output.now
+            write_parametric_map(target, uncertainty, derived, now=now, card=self.card, pages=self.scratch)
             write_nifti(folder / "uncertainty" / "deviation.nii.gz", uncertainty, source)
         return derived.uid_mapping
 

@@ -6,8 +6,10 @@ noise included, not for the noise-free anatomy, which nobody has measured (docs/
 """
 
 import datetime
+import itertools
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import highdicom
 import numpy as np
@@ -18,8 +20,8 @@ from bundle import __version__
 from bundle.dicom.elements import quiet
 from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
-from bundle.files import digest
-from bundle.pages import let_go
+from bundle.files import digest_of
+from bundle.pages import Pages, let_go, plain_pages
 from bundle.restoration.registry import WeightsCard
 
 STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
@@ -63,7 +65,13 @@ class Uncertainty:
 
 
 def write_parametric_map(
-    folder: Path, uncertainty: Uncertainty, derived: DerivedSeries, *, now: datetime.datetime, card: WeightsCard
+    folder: Path,
+    uncertainty: Uncertainty,
+    derived: DerivedSeries,
+    *,
+    now: datetime.datetime,
+    card: WeightsCard,
+    pages: Pages = plain_pages,
 ) -> Path:
     """Write uncertainty/deviation.dcm, a Parametric Map on the derived series' frames; returns its path.
 
@@ -73,15 +81,19 @@ def write_parametric_map(
         derived: what was written before; its files are read for their headers.
         now: the run's clock.
         card: says whether the values are calibrated.
+        pages: makes the array for the stored values, in memory or on disk.
     """
-    depth = uncertainty.shape[2]
-    stored = np.empty((depth, uncertainty.shape[1], uncertainty.shape[0]), np.uint16)
+    height, width, depth = uncertainty.shape
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = pages((depth, width, height), np.uint16)
     for k in range(depth):
         stored[k] = np.clip(np.rint(uncertainty[:, :, k].T / STEP_HU), 0, np.iinfo(np.uint16).max)
-    origin = digest(derived.series_uid, stored.tobytes())
-    with quiet():
+        let_go(stored[k])
+    origin = digest_of(itertools.chain([derived.series_uid], map(_bytes, stored)))
+    with quiet(), tempfile.TemporaryFile(dir=folder) as pixels:
         sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in derived.paths]
-        image = highdicom.pm.ParametricMap(
+        image = _ParametricMap(
+            pixels,
             source_images=sources,
             pixel_array=stored,
             series_instance_uid=derived_uid("series", "uncertainty", origin),
@@ -105,10 +117,35 @@ def write_parametric_map(
                 setattr(image, keyword, sources[0][keyword].value)
         _set_clock(image, now)
         _set_organization(image, derived_uid("dimensions", origin))
-        folder.mkdir(parents=True, exist_ok=True)
+        image.use_pixels()
         path = folder / "deviation.dcm"
         image.save_as(path, enforce_file_format=True)
     return path
+
+
+class _ParametricMap(highdicom.pm.ParametricMap):  # type: ignore[misc] # highdicom is untyped
+    """highdicom's, whose frames go into a file as they are made: it would hold all of them three times."""
+
+    def __init__(self, pixels: BinaryIO, **options: Any) -> None:
+        self._pixels = pixels
+        super().__init__(**options)
+
+    def _encode_pixels_native(self, planes: np.ndarray) -> bytes:
+        self._pixels.write(planes.tobytes())
+        return b""
+
+    def use_pixels(self) -> None:
+        """Take the file in the place of the empty Pixel Data."""
+        length = self._pixels.tell()
+        assert length == self.NumberOfFrames * self.Rows * self.Columns * 2, "highdicom encodes frame by frame"
+        self._pixels.seek(0)
+        self.PixelData = self._pixels  # pydicom writes it block by block
+
+
+def _bytes(frame: np.ndarray) -> bytes:
+    values = frame.tobytes()
+    let_go(frame)
+    return values
 
 
 def _mapping() -> highdicom.pm.RealWorldValueMapping:
