@@ -139,7 +139,7 @@ class _ParametricMap(highdicom.pm.ParametricMap):  # type: ignore[misc] # highdi
         length = self._pixels.tell()
         assert length == self.NumberOfFrames * self.Rows * self.Columns * 2, "highdicom encodes frame by frame"
         self._pixels.seek(0)
-        self.PixelData = self._pixels  # pydicom writes it block by block
+        self.PixelData = self._pixels  # type: ignore[assignment] # pydicom writes it block by block
 
 
 def _bytes(frame: np.ndarray) -> bytes:

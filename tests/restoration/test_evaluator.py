@@ -1,6 +1,8 @@
 """The inference workflow on real DICOM files: geometry, HU, resume, bad series, interruption."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +78,36 @@ def test_a_tilted_gantrys_grid_is_kept(tmp_path, run, spacing_mm):
         places = [[header.ImagePositionPatient for header in volume.headers] for volume in (source, result)]
         assert places[0] == places[1]
         assert (strength == 0) == bool(np.array_equal(result.array, hu))
+
+
+@pytest.mark.parametrize("orientation", [["1", "0", "0", "0", "1", "0"], ["-1", "0", "0", "0", "-1", "0"]])
+def test_on_disk_and_in_memory_are_the_same(tmp_path, run, orientation):
+    write_phantom_series(tmp_path / "in", slices=5, ImageOrientationPatient=orientation)
+    results = []
+    for folder, scratch in (("disk", {}), ("memory", {"scratch#folder": None})):
+        run(tmp_path / "in", output_dir=tmp_path / folder, save_nifti=True, steps=2, num_samples=2, **scratch)
+        (out,) = (path.parent for path in (tmp_path / folder).glob("*/summary.json"))
+        volume = read_volume(str(out / "dicom"))
+        nifti = [path.read_bytes() for path in sorted(out.rglob("*.nii.gz"))]
+        uids = [header.SOPInstanceUID for header in volume.headers]
+        results.append((volume.stored.tobytes(), uids, nifti, json.loads((out / "summary.json").read_text())))
+        assert len(nifti) == 2 and not any(path.name.startswith(".") for path in (tmp_path / folder).rglob("*"))
+    assert results[0] == results[1]
+
+
+def test_a_disk_without_room_ends_the_run_before_anything_is_written(tmp_path, run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_phantom_series(tmp_path / "in", slices=3)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in")
+    error = find_bundle_error(raised.value)
+    assert error.exit_code == ExitCode.IO and "is full" in str(error) and "--scratch_dir" in str(error)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["summary.json"]
+    run(tmp_path / "in", **{"scratch#folder": None})
+    assert exit_code() == ExitCode.DONE
 
 
 def test_uneven_series_are_restored_only_when_asked(tmp_path, run):
