@@ -4,13 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bundle.degrade.composition import LOW_DOSE
 from bundle.evaluation.measures import Target
 from bundle.evaluation.methods import Problem
 from bundle.metrics.regions import noise_magnitude
 
 
 def floor_values(problem: Problem, target: Target, of_input: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """RMSE and PSNR that no method can beat on average, slice by slice; empty without soft tissue to measure in.
+    """RMSE and PSNR that no method can beat on average, slice by slice.
+
+    Empty without soft tissue to measure in, and where more than the dose was changed: what thick slices or a blur take
+    away is no noise that was added, and how much of it can be had back is not known.
 
     Let sigma be the target's own noise and e the noise that was added, independent of it and of the same texture.
     Who knew the anatomy exactly and saw target + e would still err by sigma e / sqrt(sigma^2 + e^2): the share
@@ -22,7 +26,7 @@ def floor_values(problem: Problem, target: Target, of_input: Mapping[str, np.nda
         target: where to measure.
         of_input: the input's slice metrics.
     """
-    if not target.squares:
+    if not target.squares or any(step["kind"] != LOW_DOSE for step in problem.degradation):
         return {}
     own = noise_magnitude(problem.target_hu, target.squares)
     added = noise_magnitude(problem.degraded_hu - problem.target_hu, target.squares)

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 _PICTURED = ("input", "bm3d", "redcnn", RESTORED)
 _DEFINITIONS = {
     "input": "the degraded series",
-    "floor": "what nobody can beat on average: sigma e / sqrt(sigma^2 + e^2), target's own and added noise",
+    "floor": "what nobody can beat on average: sigma e / sqrt(sigma^2 + e^2), target's own and added noise; "
+    "of the dose alone",
     "target": "the full-dose series itself",
 }
 
