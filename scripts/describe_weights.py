@@ -1,12 +1,17 @@
 """Write the card of weights (models/model.json): task, checksum, domain, and a calibrated uncertainty.
 
     python scripts/describe_weights.py --dataset_dir CT --validation_folders rider_pilot_0117 crlm_1004 \
-        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 192] [--slices 8] [--num_threads 1]
+        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 128] [--slices 6] [--gaps resample]
 
 The domain is the range of each property over all series, training and validation, the noise reaching up to that of a
-tenth of the dose. The calibration simulates a quarter of the dose on slabs of the validation series and measures, first
-per latent channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated
-deviations of the mean of the samples. The coverage that is stored is of a series with the scale of the others.
+tenth of the dose. The calibration simulates a quarter of the dose, as training does, on slabs of the validation series
+and measures, first per latent channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2
+and 3 calibrated deviations of the mean of the samples. A calibrated deviation is
+
+    sqrt((scale * deviation of the samples)^2 + (floor * noise level of the slice)^2),
+
+the floor only where it makes the worst coverage of a series that was left out of the fit better. The coverage that is
+stored is of each series with what was fitted to the others.
 """
 
 import argparse
@@ -38,6 +43,10 @@ NORMAL_COVERAGE = {1: 0.6827, 2: 0.9545, 3: 0.9973}
 MARGIN = {"noise_hu": 0.2, "noise_frequency_per_mm": 0.1, "pixel_mm": 0.1, "slice_mm": 0.1, "thickness_mm": 0.1}
 FRACTION_MARGIN = {"lung_fraction": 0.02, "bone_fraction": 0.02, "metal_fraction": 0.001}
 LOWEST_DOSE, CALIBRATED_DOSE = 0.1, 0.25
+SCANNER = Scanner(calibrate_noise=True)  # as in training: dose 1 is the noise that the series has
+VOXELS = 20_000  # of each series that the coverage is counted over
+SCALES, FLOORS = np.linspace(0.0, 4.0, 81), np.linspace(0.0, 1.5, 31)
+EQUAL = 0.001  # fits whose coverage differs by less are as good as each other
 
 
 def main() -> None:
@@ -50,16 +59,21 @@ def main() -> None:
     parser.add_argument("--name", default="small")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--num_samples", type=int, default=8)
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--slices", type=int, default=6)
+    parser.add_argument("--gaps", default="refuse")
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     network = build_restorer(options.preset).eval()
     load_weights(network, options.weights_file)
-    cases = find_cases(options.dataset_dir).cases
-    domain = measured_domain([read_volume(case.files) for case in cases])
-    validation = [read_volume(c.files) for c in cases if Path(c.label).name in options.validation_folders]
+    cases = find_cases(options.dataset_dir, gaps=options.gaps).cases
+    domain = measured_domain([read_volume(case.files, gaps=options.gaps) for case in cases])
+    validation = [
+        read_volume(case.files, gaps=options.gaps)
+        for case in cases
+        if Path(case.label).name in options.validation_folders
+    ]
     card: dict[str, Any] = {
         "schema": 1,
         "name": options.name,
@@ -94,30 +108,33 @@ def measured_domain(volumes: list[Volume]) -> dict[str, Any]:
 def low_dose_noise(volume: Volume) -> float:
     """Noise level in HU of the middle slice at the lowest dose that is trained on."""
     hu = volume.slice_hu(volume.shape[2] // 2)[:, :, None]
-    quantum, electronic = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=0, scanner=Scanner())
+    quantum, electronic = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=0, scanner=SCANNER)
     return float(noise_level(apply_dose(hu, quantum, electronic, dose=LOWEST_DOSE))[0])
 
 
 def calibration(network: Restorer, volumes: list[Volume], options: argparse.Namespace) -> dict[str, Any]:
-    """What one step leaves unknown, the scale of the deviation, and the coverage with the scale of the others."""
+    """What one step leaves unknown, scale and floor of the deviation, and the coverage with those of the others."""
     pairs = [slab(volume, options) for volume in volumes]
     residual = np.sqrt(np.mean([unknown(network, *pair) ** 2 for pair in pairs], axis=0))
     if isinstance(network.process, BrownianBridge):
         network.process = dataclasses.replace(network.process, residual_std=tuple(residual.tolist()))
-    scores = [standardised(network, *pair, options) for pair in pairs]
-    coverage = []
-    for number, own in enumerate(scores):
-        others = [score for k, score in enumerate(scores) if k != number] or [own]
-        coverage.append(covered(own / scale_of(others)))
+    tables = [coverage_table(*errors(network, *pair, options)) for pair in pairs]
+    plain = [left_out(tables, number, FLOORS[:1]) for number in range(len(tables))]
+    floored = [left_out(tables, number, FLOORS) for number in range(len(tables))]
+    better = worst(floored) < worst(plain)
+    scale, floor = fitted(tables, FLOORS if better else FLOORS[:1])
     return {
-        "meaning": "a scan at the training targets' dose lies within k times scale times the samples' deviation",
+        "meaning": "a scan at the training targets' dose lies within k times the calibrated deviation, which is "
+        "sqrt((scale * the samples' deviation)^2 + (floor * the slice's noise level)^2)",
         "steps": options.steps,
         "num_samples": options.num_samples,
         "dose": CALIBRATED_DOSE,
         "residual_std": [round(float(value), 4) for value in residual],
-        "scale": round(scale_of(scores), 4),
-        "coverage_unscaled": covered(np.concatenate(scores)),
-        "coverage_left_out": {str(k): [one[str(k)] for one in coverage] for k in NORMAL_COVERAGE},
+        "scale": round(float(SCALES[scale]), 4),
+        "floor": round(float(FLOORS[floor]), 4),
+        "coverage_unscaled": by_deviations(np.mean([table[index_of(SCALES, 1.0), 0] for table in tables], axis=0)),
+        "coverage_left_out": by_deviations(np.stack(floored if better else plain, axis=1)),
+        "coverage_left_out_without_floor": by_deviations(np.stack(plain, axis=1)),
         "coverage_normal": {str(k): value for k, value in NORMAL_COVERAGE.items()},
     }
 
@@ -127,7 +144,7 @@ def slab(volume: Volume, options: argparse.Namespace) -> tuple[np.ndarray, np.nd
     depth = min(options.slices, volume.shape[2])
     first = (volume.shape[2] - depth) // 2
     hu = np.stack([volume.slice_hu(k) for k in range(first, first + depth)], axis=2)
-    noises = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=1, scanner=Scanner())
+    noises = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=1, scanner=SCANNER)
     degraded = apply_dose(hu, *noises, dose=CALIBRATED_DOSE)
     start = [(size - options.size) // 2 // 16 * 16 for size in hu.shape[:2]]
     part = tuple(slice(s, s + options.size) for s in start)
@@ -149,16 +166,16 @@ def unknown(
     return result
 
 
-def standardised(
+def errors(
     network: Restorer,
     degraded: np.ndarray,
     clean: np.ndarray,
     level: np.ndarray,
     spacing: tuple,
     options: argparse.Namespace,
-) -> np.ndarray:
-    """|clean - mean| / deviation of the body's voxels."""
-    inferer = RestorationInferer(steps=options.steps, num_samples=options.num_samples, mixed_precision="off")
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|clean - mean|, the samples' deviation and the slice's noise level, HU, of voxels of the body."""
+    inferer = RestorationInferer(steps=options.steps, num_samples=options.num_samples)
     pieces = inferer.pieces(
         torch.from_numpy(degraded), network, spacing_mm=torch.tensor(spacing), noise_level=torch.from_numpy(level)
     )
@@ -166,24 +183,57 @@ def standardised(
         torch.cat(parts, -1).numpy() for parts in zip(*((p.difference, p.deviation) for p in pieces), strict=True)
     )
     body = touchable(clean)
-    return np.abs(clean - degraded - difference)[body] / np.maximum(deviation[body], 1e-3)
+    chosen = np.random.default_rng(0).permutation(int(body.sum()))[:VOXELS]
+    maps = (np.abs(clean - degraded - difference), deviation, np.broadcast_to(level, clean.shape))
+    error, spread, noise = (np.asarray(one)[body][chosen].astype(np.float32) for one in maps)
+    return error, spread, noise
 
 
-def covered(scores: np.ndarray) -> dict[str, float]:
-    """Share of scores up to 1, 2 and 3."""
-    return {str(k): round(float(np.mean(scores <= k)), 4) for k in NORMAL_COVERAGE}
+def coverage_table(error: np.ndarray, deviation: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Share of voxels within 1, 2 and 3 calibrated deviations, (SCALES, FLOORS, 3)."""
+    squares = [(values.astype(np.float64)) ** 2 for values in (error, deviation, noise)]
+    table = np.empty((len(SCALES), len(FLOORS), len(NORMAL_COVERAGE)))
+    for i, scale in enumerate(SCALES):
+        for j, floor in enumerate(FLOORS):
+            variance = np.maximum(scale**2 * squares[1] + floor**2 * squares[2], 1e-6)
+            standardised = squares[0] / variance
+            table[i, j] = [np.mean(standardised <= k**2) for k in NORMAL_COVERAGE]
+    return table
 
 
-def scale_of(scores: list[np.ndarray]) -> float:
-    """The factor with the smallest largest error of coverage at 1, 2 and 3 deviations, series weighing the same."""
-    candidates = np.geomspace(0.2, 10, 400)
-    errors = [
-        max(
-            abs(np.mean([np.mean(one <= k * factor) for one in scores]) - share) for k, share in NORMAL_COVERAGE.items()
-        )
-        for factor in candidates
-    ]
-    return float(candidates[int(np.argmin(errors))])
+def fitted(tables: list[np.ndarray], floors: np.ndarray) -> tuple[int, int]:
+    """Numbers of the scale and floor with the smallest largest error of coverage, series weighing the same.
+
+    Of those that are as good, the one that leaves most to the samples' own deviation.
+    """
+    normal = np.array(list(NORMAL_COVERAGE.values()))
+    error = np.abs(np.mean(tables, axis=0)[:, : len(floors)] - normal).max(axis=2)
+    good = np.argwhere(error <= error.min() + (EQUAL if len(floors) > 1 else 0))
+    scale, floor = max(map(tuple, good), key=lambda one: (-one[1], -error[one]))
+    return int(scale), int(floor)
+
+
+def left_out(tables: list[np.ndarray], number: int, floors: np.ndarray) -> np.ndarray:
+    """Coverage (3,) of one series with what was fitted to the others; of the only one with its own."""
+    others = [table for k, table in enumerate(tables) if k != number] or tables
+    covered: np.ndarray = tables[number][fitted(others, floors)]
+    return covered
+
+
+def worst(coverage: list[np.ndarray]) -> float:
+    """Largest error of any series' coverage at 1 and 2 deviations."""
+    normal = np.array(list(NORMAL_COVERAGE.values()))
+    return float(np.abs(np.array(coverage) - normal)[:, :2].max())
+
+
+def by_deviations(values: np.ndarray) -> dict[str, Any]:
+    """Numbers by "1", "2" and "3" deviations, rounded."""
+    return {str(k): np.round(one, 4).tolist() for k, one in zip(NORMAL_COVERAGE, values, strict=True)}
+
+
+def index_of(values: np.ndarray, wanted: float) -> int:
+    """Where a grid has its value nearest to `wanted`."""
+    return int(np.abs(values - wanted).argmin())
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
+from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
@@ -33,6 +34,7 @@ from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import apply_difference
 from bundle.restoration.registry import WeightsCard
+from bundle.restoration.uncertainty import Uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class LoadedRestorer:
         self.device = torch.device(parser.get_parsed_content("device"))
         self.strength = float(parser.get_parsed_content("strength"))
         self.uncertainty_scale = self.strength * card.uncertainty_scale
+        self.uncertainty_floor = self.strength * card.uncertainty_floor
         self.gaps: str = parser.get_parsed_content("gaps")
         self.thin: ThinSlices | None = parser.get_parsed_content("thin")
         loader, *rest = parser.get_parsed_content("preprocessing").transforms
@@ -136,8 +139,15 @@ class LoadedRestorer:
                     bar.update(piece.difference.shape[-1])
         native = self._native(maps, prepared)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
-        uncertainty = np.where(restored != volume_hu, self.uncertainty_scale * native[1], 0) if deviation else None
+        uncertainty = self._uncertainty(native[1], volume_hu, restored) if deviation else None
         return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
+
+    def _uncertainty(self, deviation: np.ndarray, volume_hu: np.ndarray, restored: np.ndarray) -> np.ndarray:
+        """Calibrated deviation (H, W, D) of what was touched, HU."""
+        touched = np.where(restored != volume_hu, deviation, 0)
+        floor_hu = self.uncertainty_floor * noise_level(volume_hu)
+        calibrated = Uncertainty(touched, scale=self.uncertainty_scale, floor_hu=floor_hu)
+        return np.stack([calibrated[:, :, k] for k in range(touched.shape[2])], axis=2)
 
     def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:
         """Undo orientation and spacing of (2, H, W, D)."""

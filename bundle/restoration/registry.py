@@ -33,6 +33,7 @@ class WeightsCard:
         domain: ranges, for `bundle.restoration.domain`; empty when unknown.
         residual_std: what one step leaves unknown, per latent channel in units of the spread; () when unknown.
         uncertainty_scale: factor on the samples' deviation; 1 when unknown.
+        uncertainty_floor: what is added to it in quadrature, in noise levels of the slice; 0 when unknown.
         uncertainty_scale_known: whether it was measured.
     """
 
@@ -43,6 +44,7 @@ class WeightsCard:
     domain: dict[str, Any] = field(default_factory=dict)
     residual_std: tuple[float, ...] = ()
     uncertainty_scale: float = 1.0
+    uncertainty_floor: float = 0.0
     uncertainty_scale_known: bool = False
 
 
@@ -134,6 +136,7 @@ def _parsed(path: Path) -> WeightsCard:
             domain=dict(content.get("domain", {})),
             residual_std=tuple(float(value) for value in uncertainty.get("residual_std", ())),
             uncertainty_scale=1.0 if scale is None else float(scale),
+            uncertainty_floor=float(uncertainty.get("floor", 0.0)),
             uncertainty_scale_known=scale is not None,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

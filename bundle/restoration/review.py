@@ -59,6 +59,11 @@ class Review:
         if k in self._sampled:
             self._pairs.append((before_hu, after_hu, region))
 
+    @property
+    def noise_hu(self) -> np.ndarray:
+        """Noise level of every slice of the input, HU (D,)."""
+        return np.array([before for before, _ in self._noise], np.float32)
+
     def summary(self) -> dict[str, Any]:
         """The numbers, HU unless the key says otherwise, and `warnings`: what is out of bounds, in words."""
         before, after = (np.array(levels, np.float32) for levels in zip(*self._noise, strict=True))

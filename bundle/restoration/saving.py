@@ -85,7 +85,7 @@ class SaveRestored(Transform):
             source, _native(data["difference"], source), strength=self.strength, on_slice=review.add
         )
         domain: Domain | None = data.get("domain")
-        uncertainty = self._uncertainty(data, restored)
+        uncertainty = self._uncertainty(data, restored, review)
         described = self._describe(case, source, review, domain, uncertainty)
         with whole_folder(self.output.folder / case.key) as folder:
             mapping = self._write(source, restored, uncertainty, folder, domain)
@@ -102,7 +102,7 @@ class SaveRestored(Transform):
         self.output.add(case, described, mapping)
         return {**data, "restored": restored, "uncertainty": uncertainty, "summary": described}
 
-    def _uncertainty(self, data: Mapping[str, Any], restored: RestoredSlices) -> Uncertainty | None:
+    def _uncertainty(self, data: Mapping[str, Any], restored: RestoredSlices, review: Review) -> Uncertainty | None:
         if data.get("deviation") is None:
             return None
         deviation = _native(data["deviation"], restored.source)
@@ -112,7 +112,8 @@ class SaveRestored(Transform):
             )
             let_go(restored.difference[:, :, k])
             let_go(deviation[:, :, k])
-        return Uncertainty(deviation, scale=self.card.uncertainty_scale * self.strength)
+        floor_hu = self.card.uncertainty_floor * self.strength * review.noise_hu
+        return Uncertainty(deviation, scale=self.card.uncertainty_scale * self.strength, floor_hu=floor_hu)
 
     def _write(
         self,

@@ -34,12 +34,15 @@ class Uncertainty:
     Args:
         deviation: over the samples, HU (H, W, D), float16 or float32.
         scale: what makes its intervals right; 1 when it was not calibrated.
+        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike grows
+            with the slice's noise; None adds nothing.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, deviation: np.ndarray, *, scale: float) -> None:
+    def __init__(self, deviation: np.ndarray, *, scale: float, floor_hu: np.ndarray | None = None) -> None:
         self._deviation, self._scale = deviation, np.float32(scale)
+        self._floor_hu = np.zeros(deviation.shape[2]) if floor_hu is None else floor_hu
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,7 +54,8 @@ class Uncertainty:
         """HU (H, W) of one slice, float32: [:, :, k]."""
         values: np.ndarray = self._deviation[index].astype(np.float32) * self._scale
         let_go(self._deviation[index])
-        return values
+        floor_hu = self._floor_hu[index[2]]
+        return np.where(values > 0, np.hypot(values, np.float32(floor_hu)), 0) if floor_hu > 0 else values
 
     def described(self, card: WeightsCard) -> dict[str, Any]:
         """For the summary: how large it is and what it means."""
@@ -60,6 +64,7 @@ class Uncertainty:
             "meaning": "standard deviation per voxel of a scan at the training targets' dose, its own noise included",
             "mean_hu": round(float(np.mean(means)), 3) if means else 0.0,
             "scale": round(float(self._scale), 4),
+            "mean_floor_hu": round(float(self._floor_hu.mean()), 3),
             "calibrated": card.uncertainty_scale_known,
         }
 

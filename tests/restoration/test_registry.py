@@ -30,6 +30,8 @@ def test_a_card_is_read_whole(tmp_path):
     card = read_card(weights(tmp_path))
     assert (card.task, card.sampler, card.domain) == ("denoise", "bridge", {"noise_hu": [5, 40]})
     assert (card.residual_std, card.uncertainty_scale, card.uncertainty_scale_known) == ((0.5, 0.25), 1.3, True)
+    assert card.uncertainty_floor == 0.0
+    assert read_card(weights(tmp_path, uncertainty={"scale": 1.0, "floor": 0.5})).uncertainty_floor == 0.5
 
 
 def test_without_a_calibration_the_scale_is_one_and_said_to_be_unknown(tmp_path):

@@ -13,6 +13,7 @@ from bundle.configuration import exit_code
 from bundle.dicom.index import read_volume
 from bundle.errors import BundleError, ExitCode, find_bundle_error
 from bundle.files import file_digest
+from bundle.metrics.noise import noise_level
 from bundle.restoration.saving import SaveRestored
 
 
@@ -61,6 +62,21 @@ def test_half_the_strength_is_half_the_deviation(tmp_path, weights):
         _, summary = run(tmp_path, weights, steps=2, num_samples=2, strength=strength, output_dir=out)
         means.append(summary["uncertainty"]["mean_hu"])
     assert means[1] == pytest.approx(means[0] / 2, rel=0.01)
+
+
+def test_the_floor_of_the_card_follows_the_noise_of_slices(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=3)
+    maps = []
+    for number, floor in enumerate((0.0, 2.0)):
+        card(weights, uncertainty={"scale": 1.0, "floor": floor})
+        out = tmp_path / f"out{number}"
+        folder, summary = run(tmp_path, weights, steps=2, num_samples=2, strength=0.5, output_dir=out)
+        maps.append(np.asarray(nibabel.load(folder / "uncertainty" / "deviation.nii.gz").dataobj))
+    noise = noise_level(read_volume(str(tmp_path / "in")).array)
+    touched = maps[0] > 0
+    expected = np.hypot(maps[0], np.broadcast_to(0.5 * 2.0 * noise, maps[0].shape))
+    np.testing.assert_allclose(maps[1][touched], expected[touched], rtol=1e-4)
+    assert not maps[1][~touched].any() and summary["uncertainty"]["mean_floor_hu"] > 0
 
 
 def test_the_residual_of_the_card_reaches_the_sampler(tmp_path, weights):

@@ -62,6 +62,16 @@ def test_the_same_inputs_give_the_same_bytes_and_other_values_other_uids(tmp_pat
     assert uids[0] != uids[1]
 
 
+def test_the_floor_is_added_in_quadrature_where_something_was_changed():
+    drawn = np.full((4, 4, 2), 3.0, np.float32)
+    drawn[0] = 0
+    uncertainty = Uncertainty(drawn, scale=1.0, floor_hu=np.array([4.0, 0.0]))
+    np.testing.assert_allclose(uncertainty[:, :, 0][1:], 5.0)
+    assert not uncertainty[:, :, 0][0].any()
+    np.testing.assert_array_equal(uncertainty[:, :, 1], drawn[:, :, 1])
+    assert uncertainty.described(CALIBRATED)["mean_floor_hu"] == 2.0
+
+
 def test_values_beyond_16_bits_are_held_at_the_top(tmp_path, derived):
     large = np.full((64, 64, 5), 5000.0, np.float32)
     image = pydicom.dcmread(write_parametric_map(tmp_path, Uncertainty(large, scale=1), derived, now=NOW, card=NO_CARD))
