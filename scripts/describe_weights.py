@@ -6,7 +6,8 @@
 The domain is the range of each property over all series, training and validation, the noise reaching up to that of a
 tenth of the dose. The calibration simulates a quarter of the dose, as training does, on slabs of the validation series
 and measures, first per latent channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2
-and 3 calibrated deviations of the mean of the samples. A calibrated deviation is
+and 3 calibrated deviations of the mean of the samples. With `--task thin --slice_thickness_mm 5` thick slices take the
+place of low dose, and series that are as thick already are left out. A calibrated deviation is
 
     sqrt((scale * deviation of the samples)^2 + (floor * noise level of the slice)^2),
 
@@ -26,6 +27,7 @@ import torch
 from bundle.configuration import bundle_root
 from bundle.data.sources import find_cases
 from bundle.degrade.low_dose import Scanner, apply_dose, unit_noise_volume
+from bundle.degrade.slabs import ThickSlices
 from bundle.dicom.index import read_volume
 from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
@@ -37,7 +39,7 @@ from bundle.networks.weights import load_weights
 from bundle.restoration.domain import PROPERTIES, measure
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
-from bundle.restoration.registry import card_path
+from bundle.restoration.registry import TASKS, card_path
 
 NORMAL_COVERAGE = {1: 0.6827, 2: 0.9545, 3: 0.9973}
 MARGIN = {"noise_hu": 0.2, "noise_frequency_per_mm": 0.1, "pixel_mm": 0.1, "slice_mm": 0.1, "thickness_mm": 0.1}
@@ -62,22 +64,26 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--slices", type=int, default=6)
     parser.add_argument("--gaps", default="refuse")
+    parser.add_argument("--task", choices=TASKS, default="denoise")
+    parser.add_argument("--slice_thickness_mm", type=float, default=5.0)
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     network = build_restorer(options.preset).eval()
     load_weights(network, options.weights_file)
     cases = find_cases(options.dataset_dir, gaps=options.gaps).cases
-    domain = measured_domain([read_volume(case.files, gaps=options.gaps) for case in cases])
+    volumes = [read_volume(case.files, gaps=options.gaps) for case in cases]
+    used = [options.task == "denoise" or thick(options).changes(volume.spacing_mm[2]) for volume in volumes]
+    domain = measured_domain([volume for volume, use in zip(volumes, used, strict=True) if use], options)
     validation = [
-        read_volume(case.files, gaps=options.gaps)
-        for case in cases
-        if Path(case.label).name in options.validation_folders
+        volume
+        for volume, case, use in zip(volumes, cases, used, strict=True)
+        if use and Path(case.label).name in options.validation_folders
     ]
     card: dict[str, Any] = {
         "schema": 1,
         "name": options.name,
-        "task": "denoise",
+        "task": options.task,
         "sampler": "bridge" if isinstance(network.process, BrownianBridge) else "ddim",
         "sha256": file_digest(Path(options.weights_file)),
         "domain": domain,
@@ -87,7 +93,7 @@ def main() -> None:
     print(json.dumps(card, indent=2))
 
 
-def measured_domain(volumes: list[Volume]) -> dict[str, Any]:
+def measured_domain(volumes: list[Volume], options: argparse.Namespace) -> dict[str, Any]:
     """Property -> [lowest, highest] over the series, widened a little; words for the contrast medium."""
     found = [measure(volume, volume.headers[0]) for volume in volumes]
     domain: dict[str, Any] = {"contrast": sorted({one["contrast"] for one in found})}
@@ -97,7 +103,8 @@ def measured_domain(volumes: list[Volume]) -> dict[str, Any]:
             continue
         low, high = min(values), max(values)
         if name == "noise_hu":
-            high = max(high, *(low_dose_noise(volume) for volume in volumes))
+            poorest = [poorest_noise(volume, options) for volume in volumes]
+            low, high = min(low, *poorest), max(high, *poorest)
         if name in MARGIN:
             domain[name] = [round(low * (1 - MARGIN[name]), 4), round(high * (1 + MARGIN[name]), 4)]
         else:
@@ -105,11 +112,29 @@ def measured_domain(volumes: list[Volume]) -> dict[str, Any]:
     return domain
 
 
-def low_dose_noise(volume: Volume) -> float:
-    """Noise level in HU of the middle slice at the lowest dose that is trained on."""
-    hu = volume.slice_hu(volume.shape[2] // 2)[:, :, None]
-    quantum, electronic = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=0, scanner=SCANNER)
-    return float(noise_level(apply_dose(hu, quantum, electronic, dose=LOWEST_DOSE))[0])
+def poorest_noise(volume: Volume, options: argparse.Namespace) -> float:
+    """Noise level in HU of the middle slice as poor as is trained on."""
+    poor, _ = degraded(volume, volume.shape[2] // 2, 1, options, dose=LOWEST_DOSE, seed=0)
+    return float(noise_level(poor)[0])
+
+
+def thick(options: argparse.Namespace) -> ThickSlices:
+    """What thick slices are simulated."""
+    return ThickSlices(thickness_mm=options.slice_thickness_mm)
+
+
+def degraded(
+    volume: Volume, first: int, depth: int, options: argparse.Namespace, *, dose: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of a series, (H, W, depth) HU: poor, at a dose or of thick slices, and as they are."""
+    margin = thick(options).margin(volume.spacing_mm[2]) if options.task == "thin" else 0
+    low, high = max(first - margin, 0), min(first + depth + margin, volume.shape[2])
+    hu = np.stack([volume.slice_hu(k) for k in range(low, high)], axis=2)
+    inner = slice(first - low, first - low + depth)
+    if options.task == "thin":
+        return thick(options).apply(hu, step_mm=volume.spacing_mm[2], first=low)[:, :, inner], hu[:, :, inner]
+    noises = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=seed, scanner=SCANNER)
+    return apply_dose(hu, *noises, dose=dose), hu
 
 
 def calibration(network: Restorer, volumes: list[Volume], options: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +153,7 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
         "sqrt((scale * the samples' deviation)^2 + (floor * the slice's noise level)^2)",
         "steps": options.steps,
         "num_samples": options.num_samples,
-        "dose": CALIBRATED_DOSE,
+        **({"dose": CALIBRATED_DOSE} if options.task == "denoise" else {"thickness_mm": options.slice_thickness_mm}),
         "residual_std": [round(float(value), 4) for value in residual],
         "scale": round(float(SCALES[scale]), 4),
         "floor": round(float(FLOORS[floor]), 4),
@@ -143,12 +168,10 @@ def slab(volume: Volume, options: argparse.Namespace) -> tuple[np.ndarray, np.nd
     """Central part of a series, (size, size, slices) HU: degraded and clean, noise levels (slices,), spacing in mm."""
     depth = min(options.slices, volume.shape[2])
     first = (volume.shape[2] - depth) // 2
-    hu = np.stack([volume.slice_hu(k) for k in range(first, first + depth)], axis=2)
-    noises = unit_noise_volume(hu, spacing_mm=volume.spacing_mm, seed=1, scanner=SCANNER)
-    degraded = apply_dose(hu, *noises, dose=CALIBRATED_DOSE)
+    poor, hu = degraded(volume, first, depth, options, dose=CALIBRATED_DOSE, seed=1)
     start = [(size - options.size) // 2 // 16 * 16 for size in hu.shape[:2]]
     part = tuple(slice(s, s + options.size) for s in start)
-    return degraded[part], hu[part], noise_level(degraded), volume.spacing_mm
+    return poor[part], hu[part], noise_level(poor), volume.spacing_mm
 
 
 @torch.inference_mode()

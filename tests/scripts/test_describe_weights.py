@@ -1,10 +1,15 @@
 """The calibration of the uncertainty: fits what makes intervals right, and says how right they are elsewhere."""
 
+import argparse
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from phantom_series import write_phantom_series
+
+from bundle.degrade.slabs import ThickSlices
+from bundle.dicom.index import read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +55,19 @@ def _as_given(script, *, scale, floor):
     deviation = rng.gamma(4.0, 1.0, 20000)
     noise = np.full(20000, 20.0)
     return np.abs(rng.standard_normal(20000)) * np.hypot(scale * deviation, floor * noise), deviation / 2, noise
+
+
+def test_slices_are_made_poor_as_the_task_says(script, tmp_path):
+    write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
+    volume = read_volume(str(tmp_path))
+    options = argparse.Namespace(task="thin", slice_thickness_mm=5.0, size=32, slices=4)
+    poor, clean, level, spacing = script.slab(volume, options)
+    expected = ThickSlices(thickness_mm=5.0).apply(volume.array, step_mm=1.0)[16:48, 16:48, 13:17]
+    np.testing.assert_allclose(poor, expected, atol=1e-3)  # as of the whole series
+    np.testing.assert_array_equal(clean, volume.array[16:48, 16:48, 13:17])
+    assert level.shape == (4,) and spacing == volume.spacing_mm
+    quarter, clean, *_ = script.slab(volume, argparse.Namespace(**{**vars(options), "task": "denoise"}))
+    assert quarter.std() > clean.std() > poor.std()
 
 
 def test_numbers_are_named_by_deviations(script):
