@@ -1,0 +1,71 @@
+"""Tables of an evaluation in Markdown: python scripts/result_tables.py RESULTS/metrics.json [KEY=NAME ...]
+
+Methods are rows, series columns, with their mean. KEY=NAME gives a series key a name. models/README.md shows the tables
+of the evaluations that are kept in docs/results.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TABLES = {
+    "rmse_hu_body": ("RMSE in the body, HU", "{:.2f}"),
+    "psnr_1000": ("PSNR, mean over slices, [-1000, 1000] HU, dB", "{:.2f}"),
+    "ssim_1000": ("SSIM, mean over slices, [-1000, 1000] HU", "{:.4f}"),
+    "nps_distance": ("Noise power spectrum, distance to the target's (0 is the same)", "{:.2f}"),
+    "edge_inner_percent": ("10-90 % width of inner edges against the target's, %", "{:+.1f}"),
+}
+# The held-out series of this bundle, by the digest that names them.
+NAMES = {
+    "27128374e88dbd4d": "covidctmd_cap002 (lung base, liver dome)",
+    "50fcbd01c567a9f8": "rider_pilot_0117 (chest)",
+    "cfc5b77992a3c634": "crlm_1004 (abdomen)",
+    "fb4a4613a0ad7b2e": "ge_head_tilt (head)",
+}
+
+
+def tables(metrics: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> str:
+    """All tables of a metrics.json."""
+    return "\n\n".join(table(metrics, key, names) for key in TABLES)
+
+
+def table(metrics: Mapping[str, Any], key: str, names: Mapping[str, str] = NAMES) -> str:
+    """One table: heading, methods in their order, a column for each series and the mean; no value is a dash."""
+    heading, form = TABLES[key]
+    rows: dict[str, dict[str, float | None]] = {}
+    for row in metrics["rows"]:
+        rows.setdefault(row["method"], {})[row["series"]] = row.get(key)
+    order = [*names, *(row["series"] for row in metrics["rows"])]
+    series = sorted({row["series"] for row in metrics["rows"]}, key=order.index)
+    lines = [
+        f"{heading}:",
+        "",
+        "| method | " + " | ".join(names.get(name, name) for name in series) + " | mean |",
+        "|---|" + "--:|" * (len(series) + 1),
+    ]
+    for method, values in rows.items():
+        if method == "target":  # nothing but zeros and ones
+            continue
+        found = [values.get(name) for name in series]
+        known = [value for value in found if value is not None]
+        if not known:
+            continue
+        mean = sum(known) / len(known) if len(known) == len(series) else None
+        cells = ["-" if value is None else form.format(value) for value in [*found, mean]]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("metrics", type=Path, help="metrics.json of run evaluation")
+    parser.add_argument("names", nargs="*", help="KEY=NAME of a series")
+    arguments = parser.parse_args()
+    names = NAMES | dict(pair.split("=", 1) for pair in arguments.names)
+    print(tables(json.loads(arguments.metrics.read_text()), names))
+
+
+if __name__ == "__main__":
+    main()

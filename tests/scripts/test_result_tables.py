@@ -1,0 +1,48 @@
+"""What the model card shows is what was measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CARD = ROOT / "models" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "scripts" / "result_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def metrics(**values):
+    rows = [{"series": s, "method": m, "rmse_hu_body": v} for m, by in values.items() for s, v in by.items()]
+    return {"rows": rows}
+
+
+def test_methods_are_rows_and_series_columns(script):
+    shown = script.table(metrics(input={"b": 2.0, "a": 4.0}, ours={"b": 1.0, "a": 1.5}), "rmse_hu_body", {"a": "A"})
+    assert shown.splitlines()[2:] == [
+        "| method | A | b | mean |",
+        "|---|--:|--:|--:|",
+        "| input | 4.00 | 2.00 | 3.00 |",
+        "| ours | 1.50 | 1.00 | 1.25 |",
+    ]
+
+
+def test_what_is_missing_is_a_dash_and_has_no_mean(script):
+    shown = script.table(
+        metrics(input={"a": 4.0, "b": 2.0}, ours={"a": 1.0, "b": None}, other={"a": None}), "rmse_hu_body"
+    )
+    assert shown.splitlines()[-1] == "| ours | 1.00 | - | - |"  # the last row has no value at all and is left out
+
+
+def test_the_card_shows_the_kept_evaluation_of_the_weights_beside_it(script):
+    kept = json.loads((ROOT / "docs" / "results" / "quarter_dose.json").read_text())
+    text = CARD.read_text()
+    for key in script.TABLES:
+        assert script.table(kept, key) in text, key
+    assert kept["weights_sha256"] == json.loads((ROOT / "models" / "model.json").read_text())["sha256"]
