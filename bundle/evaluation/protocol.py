@@ -174,8 +174,9 @@ class ComparisonEvaluator(SeriesEvaluator):
         try:
             volume = method.restore(problem)
         except Exception as error:
-            # A baseline's package may fail in its own ways; ours may not.
-            if not isinstance(error, BundleError) and method.kind != "baseline":
+            # A baseline's package may fail in its own ways; ours may not. A signal or a full disk is nobody's failure.
+            serious = error.exit_code != ExitCode.USER if isinstance(error, BundleError) else method.kind != "baseline"
+            if serious:
                 raise
             self.missing[method.name] = str(error) or type(error).__name__
             logger.warning("method %s: %s", method.name, self.missing[method.name])

@@ -1,14 +1,16 @@
 """The evaluation workflow on real DICOM files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
-from bundle.errors import BundleError, find_bundle_error
+from bundle.errors import BundleError, ExitCode, InterruptedRun, find_bundle_error
 from bundle.evaluation.measures import METRICS
+from bundle.evaluation.methods import Method
 from bundle.evaluation.protocol import ComparisonEvaluator
 from bundle.evaluation.tuning import FILE
 from bundle.files import file_digest
@@ -147,3 +149,16 @@ def test_nothing_to_evaluate_is_one_line(tmp_path, weights):
     with pytest.raises(RuntimeError) as raised:
         run(tmp_path / "missing", tmp_path / "out", weights)
     assert isinstance(find_bundle_error(raised.value), BundleError)
+
+
+@pytest.mark.parametrize("error", [InterruptedRun("stopped"), BundleError("full", exit_code=ExitCode.IO)])
+def test_a_signal_in_the_middle_of_a_method_ends_the_run_and_is_not_that_methods_failure(error):
+    def restore(_):
+        raise error
+
+    table = SimpleNamespace(missing={})
+    with pytest.raises(BundleError) as caught:
+        ComparisonEvaluator._restore(table, Method("bm3d", "baseline", "", restore), None)
+    assert caught.value is error and not table.missing
+    refused = Method("bm3d", "baseline", "", lambda _: (_ for _ in ()).throw(BundleError("no package")))
+    assert ComparisonEvaluator._restore(table, refused, None) is None and table.missing == {"bm3d": "no package"}
