@@ -114,7 +114,7 @@ def methods(
     exported_dir: Path | None,
 ) -> tuple[dict[str, tuple[Callable[[np.ndarray], None], int]], Restorer, RestorationInferer]:
     """Name to (function, slices per measurement), our network, and its inferer."""
-    parser = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 16])
+    parser = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24])
     parser.get_parsed_content("weights_digest")
     network: Restorer = parser.get_parsed_content("network_def").eval()
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -135,7 +135,7 @@ def methods(
     if exported_dir is not None:
         from bundle.networks.exported import with_exported
 
-        parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 16], mixed_precision="off")
+        parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24], mixed_precision="off")
         plain: RestorationInferer = parser32.get_parsed_content("inferer")
         found["small, 1 step, float32"] = (ours(network, plain, 1), 4)
         found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), 4)
@@ -182,7 +182,7 @@ def memory() -> list[tuple[str, float]]:
 
     _, network, inferer = methods(None)
     found = [("network loaded", peak())]
-    for size, depth in ((256, 8), (256, 16), (512, 8), (512, 16)):
+    for size, depth in ((256, 8), (256, 24), (512, 8), (512, 16), (512, 24)):
         ours(network, inferer, 1)(slices(None, depth)[0][:size, :size])
         found.append((f"tile {size} x {size} x {depth}", peak()))
     return found

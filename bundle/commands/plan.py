@@ -21,9 +21,9 @@ from bundle.restoration.inferer import RestorationInferer
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
 # Rounded up from scripts/bench_inference.py --memory (`small` on a CPU): the process itself, and a tile's voxels.
-_BASE_GB = 0.7
-_BYTES_PER_TILE_VOXEL = 400
-_BYTES_PER_VOXEL = 14  # of the study: stored values, HU, the difference and what is written
+_BASE_GB = 1.0
+_BYTES_PER_TILE_VOXEL = 500
+_BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 
 
 def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _built(parser: ConfigParser) -> tuple[Restorer, RestorationInferer]:
 def _memory_gb(size: Sequence[int], inferer: RestorationInferer) -> float:
     tile = math.prod(min(length, most) for length, most in zip(size, inferer.tile_size, strict=True))
     return (
-        _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + math.prod(size) * _BYTES_PER_VOXEL) / 1e9
+        _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + size[2] * _BYTES_PER_SLICE) / 1e9
     )
 
 
