@@ -99,9 +99,7 @@ def _built(parser: ConfigParser) -> tuple[Restorer, RestorationInferer]:
 
 def _memory_gb(size: Sequence[int], inferer: RestorationInferer) -> float:
     tile = math.prod(min(length, most) for length, most in zip(size, inferer.tile_size, strict=True))
-    return (
-        _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + size[2] * _BYTES_PER_SLICE) / 1e9
-    )
+    return _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + size[2] * _BYTES_PER_SLICE) / 1e9
 
 
 def _planned(
