@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from tiny_workflows import run_tiny, write_tiny_weights
 from bundle.configuration import exit_code
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
-from bundle.networks.restorer import Restorer
 
 
 @pytest.fixture(scope="module")
@@ -201,23 +199,3 @@ def test_same_inputs_give_the_same_pixels_and_uids(tmp_path, run):
         volume = restored(tmp_path / folder)
         results.append((volume.stored.tobytes(), [header.SOPInstanceUID for header in volume.headers]))
     assert results[0] == results[1]
-
-
-@pytest.mark.full
-def test_three_times_the_slices_take_their_headers_more_memory_and_no_voxels(tmp_path, run, monkeypatch):
-    """Of what Python and NumPy allocate: less than one byte a voxel more, where each array of a study has two."""
-    monkeypatch.setattr(Restorer, "forward", lambda self, x, *_: 0.99 * x)
-    peaks, headers = {}, {}
-    for count in (16, 16, 48):  # the first run pays for what is set up once
-        folder = tmp_path / f"{count}"
-        if not folder.exists():
-            write_phantom_series(folder, slices=count, size=256)
-        tracemalloc.start()
-        index = find_series(folder)
-        headers[count] = tracemalloc.get_traced_memory()[0]
-        del index
-        tracemalloc.reset_peak()
-        run(folder, output_dir=tmp_path / f"out{len(peaks)}_{count}")
-        peaks[count] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peaks[48] - peaks[16] < 2 * (headers[48] - headers[16]) + (48 - 16) * 256 * 256
