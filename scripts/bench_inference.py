@@ -27,6 +27,7 @@ from bundle.restoration.api import inference_parser
 from bundle.restoration.inferer import RestorationInferer
 
 SIZE = 512
+DEPTH = 24  # slices of the default tile
 SPACING = torch.tensor([0.75, 0.75, 2.0])
 
 
@@ -122,8 +123,8 @@ def methods(
     precision = resolve_precision("auto", "cpu")
     name = str(precision.dtype or torch.float32).removeprefix("torch.")
     found: dict[str, tuple[Callable[[np.ndarray], None], int]] = {
-        f"small, 1 step, {name}": (ours(network, inferer, 1), 8),
-        f"small, 4 steps, {name}": (ours(network, inferer, 4), 4),
+        f"small, 1 step, {name}": (ours(network, inferer, 1), DEPTH),
+        f"small, 4 steps, {name}": (ours(network, inferer, 4), DEPTH),
         f"small, 50 steps, {name}": (ours(network, inferer, 50), 1),
         f"RED-CNN, {name}": (red_cnn(precision), 1),
         "non-local means 3D (skimage)": (non_local_means, 4),
@@ -137,8 +138,8 @@ def methods(
 
         parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24], mixed_precision="off")
         plain: RestorationInferer = parser32.get_parsed_content("inferer")
-        found["small, 1 step, float32"] = (ours(network, plain, 1), 4)
-        found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), 4)
+        found["small, 1 step, float32"] = (ours(network, plain, 1), DEPTH)
+        found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), DEPTH)
     return found, network, inferer
 
 
@@ -213,7 +214,7 @@ def main() -> int:
         print("| peak memory | GB |\n|---|--:|")
         print("\n".join(f"| {name} | {value:.2f} |" for name, value in memory()))
         return 0
-    volume_hu, what = slices(arguments.data_dir, 8)
+    volume_hu, what = slices(arguments.data_dir, DEPTH)
     found, network, _ = methods(arguments.exported_dir)
     warm = next(iter(found.values()))[0]
     warm(volume_hu[:, :, :1])

@@ -53,7 +53,7 @@ def test_compiled_networks_compute_the_same_at_any_shape(restorer):
     engine = accelerated(restorer, backend="eager")
     for height, depth in ((16, 3), (32, 2), (48, 1)):
         expected, found = (restorations(one, height=height, depth=depth) for one in (restorer, engine))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)  # float32, two paths of convolution
     assert engine.state_dict().keys() == restorer.state_dict().keys() and engine.multiple == restorer.multiple
 
 

@@ -49,6 +49,17 @@ def test_a_module_is_the_same_function_with_the_same_weights(name):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["convolution", "groups"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_without_gradients_it_is_the_same_function(name, samples):
+    torch.manual_seed(0)
+    changed = use_slices_first(MODULES[name]())
+    x = to_slices_first(X[:samples])
+    with torch.no_grad():
+        fast = changed(x)
+    torch.testing.assert_close(fast, changed(x), atol=1e-5, rtol=1e-4)
+
+
 def test_a_bias_can_be_left_out():
     conv = use_slices_first(nn.Conv3d(4, 2, 3))
     x = to_slices_first(X)
