@@ -104,6 +104,8 @@ def failure(action):
 
 
 class OtherData:
+    revision = ""
+
     def __init__(self, rank):
         case = type("C", (), {"key": f"series-{rank}"})
         part = type("P", (), {"case": case, "start": 0, "stop": 4})

@@ -49,8 +49,8 @@ def told(scans, cache, tmp_path_factory):
     settings = {"steps_per_epoch": LENGTH, "phase1_epochs": 1, "num_epochs": 1, "cache": cache}
     for stop in (2, None):
         workflow, trainer = make_workflow(scans, folder, **settings)
-        monitor = workflow.parser.get_parsed_content("train#handlers#1")
-        assert isinstance(monitor, Monitor)
+        handlers = workflow.parser.get_parsed_content("train#handlers")
+        monitor = next(handler for handler in handlers if isinstance(handler, Monitor))
         monitor.sinks.append(sink)
         trainer.add_event_handler(
             Events.ITERATION_STARTED, lambda e, stop=stop: e.stop_asked.set() if e.state.iteration == stop else None
