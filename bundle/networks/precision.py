@@ -84,8 +84,8 @@ def prepare_cpu(threads: int) -> None:
 def _keep_freed_memory() -> None:
     """Have the C library keep up to 2 GiB of freed memory for the next tile, where it is glibc.
 
-    It returns every block above 32 MiB at once otherwise, and the kernel's clearing of new pages then takes a third
-    of the time of one step on 512 x 512 slices (docs/performance.md).
+    It returns every block above 32 MiB at once otherwise, and the kernel's clearing of new pages then takes a good
+    part of the time of one step on 512 x 512 slices.
     """
     library = ctypes.CDLL(None)
     if platform.libc_ver()[0] == "glibc" and hasattr(library, "mallopt"):
