@@ -54,7 +54,7 @@ def convolve(conv: nn.Conv3d | nn.ConvTranspose3d, x: torch.Tensor, bias: torch.
 def _torch_would_be_slow(x: torch.Tensor) -> bool:
     """Whether torch would leave oneDNN aside: it judges the size of one sample by its first two axes only.
 
-    For few slices it so takes a path that is several times slower. Inference only: graphs and gradients keep torch's way.
+    For few slices it so takes a slower path. Inference only: graphs and gradients keep torch's way.
     """
     plain = x.device.type == "cpu" and x.dtype is torch.float32 and torch.backends.mkldnn.is_available()
     recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
