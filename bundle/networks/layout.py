@@ -47,7 +47,9 @@ def convolve(conv: nn.Conv3d | nn.ConvTranspose3d, x: torch.Tensor, bias: torch.
         extra = _slices_first(conv.output_padding)
         return functional.conv_transpose3d(x, weight, bias, stride, padding, extra, conv.groups, dilation)
     if _torch_would_be_slow(x):
-        return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, conv.groups)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # unknown to autocast
+        bias = None if bias is None else bias.to(dtype)
+        return torch.mkldnn_convolution(x.to(dtype), weight.to(dtype), bias, padding, stride, dilation, conv.groups)
     return functional.conv3d(x, weight, bias, stride, padding, dilation, conv.groups)
 
 

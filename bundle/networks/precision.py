@@ -82,7 +82,7 @@ def prepare_cpu(threads: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep up to 2 GiB of freed memory for the next tile, where it is glibc.
+    """Have the C library keep freed memory for the next tile, where it is glibc.
 
     It returns every block above 32 MiB at once otherwise, and the kernel's clearing of new pages then takes a good
     part of the time of one step on 512 x 512 slices.
@@ -90,4 +90,4 @@ def _keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if platform.libc_ver()[0] == "glibc" and hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)  # never

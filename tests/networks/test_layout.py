@@ -60,6 +60,16 @@ def test_without_gradients_it_is_the_same_function(name, samples):
     torch.testing.assert_close(fast, changed(x), atol=1e-5, rtol=1e-4)
 
 
+def test_under_autocast_one_sample_is_rounded_as_in_a_batch():
+    torch.manual_seed(0)
+    changed = use_slices_first(MODULES["convolution"]())
+    x = to_slices_first(X)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        alone, together = changed(x[:1]), changed(x)
+    assert alone.dtype is together.dtype is torch.bfloat16
+    assert torch.equal(alone, together[:1])
+
+
 def test_a_bias_can_be_left_out():
     conv = use_slices_first(nn.Conv3d(4, 2, 3))
     x = to_slices_first(X)

@@ -22,6 +22,14 @@ def test_a_fresh_refiner_corrects_nothing():
     assert Refiner((4, 8, 8)).eval()(*inputs()).abs().max() == 0
 
 
+def test_its_network_works_channels_last(refiner):
+    seen = []
+    refiner.net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    refiner(*inputs())
+    assert seen[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert not seen[0].is_contiguous()
+
+
 @pytest.mark.parametrize("depth", [1, 2, 7])
 def test_slices_are_kept_and_one_is_enough(refiner, depth):
     shape = (1, 1, 8, 12, depth)
