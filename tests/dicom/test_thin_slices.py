@@ -174,3 +174,24 @@ def test_a_real_chest_is_written_and_read_alike(lidc_thick, tmp_path):
     for path in result.paths[1::30]:
         done = subprocess.run([str(DCIODVFY), "-new", str(path)], capture_output=True, text=True, check=False)
         assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
+
+
+def test_frames_of_a_multi_frame_object_get_thin_slices_too(tmp_path):
+    folder = LIDC.parents[1] / "odd" / "enhanced_multiframe_legacy"
+    if not folder.exists():
+        pytest.skip("no odd series here")
+    volume = find_series(folder).series[0].load()
+    spacing, depth = volume.spacing_mm[2], volume.shape[2]
+    thin = ThinSlices(slice_spacing_mm=spacing / 2).volume(volume)
+    result = write_derived_series(
+        thin, thin.array, tmp_path, derivation=DERIVATION, now=datetime.datetime(2025, 1, 2, 3, 4, 5)
+    )
+    back = read_volume(str(tmp_path))
+    assert back.shape[2] == 2 * depth - 1 and back.spacing_mm[2] == pytest.approx(spacing / 2)
+    np.testing.assert_array_equal(back.stored, thin.stored)
+    np.testing.assert_array_equal(back.array[:, :, ::2], volume.array)  # the frames themselves
+    for k, path in enumerate(result.paths):
+        items = pydicom.dcmread(path, stop_before_pixels=True).SourceImageSequence
+        frames = [int(item.ReferencedFrameNumber) for item in items]
+        assert {item.ReferencedSOPInstanceUID for item in items} == {volume.headers[0].SOPInstanceUID}
+        assert len(frames) == 1 + k % 2 and abs(frames[-1] - frames[0]) == k % 2
