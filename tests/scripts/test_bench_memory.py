@@ -5,6 +5,7 @@ import importlib.util
 import pydicom
 import pytest
 from phantom_series import write_phantom_series
+from thick_series import LIDC
 from tiny_workflows import ROOT
 
 from bundle.dicom.index import read_volume
@@ -36,3 +37,12 @@ def test_the_script_prints_both_peaks(tmp_path, capsys):
     write_phantom_series(tmp_path / "in", slices=4, size=64)
     ((own, resident, seconds),) = measured(capsys, tmp_path / "in", "--slices", 4, "--cheap").values()
     assert 100 < own < resident < 4000 and seconds > 0
+
+
+@pytest.mark.full
+def test_memory_does_not_follow_the_length_of_a_real_study(capsys):
+    """What 400 further slices take is less than their stored values, let alone their HU."""
+    if not LIDC.exists():
+        pytest.skip("no real series here")
+    found = measured(capsys, LIDC, "--slices", 200, 600, "--cheap")
+    assert found[600][0] - found[200][0] < 400 * 512 * 512 * 2 / 2**20
