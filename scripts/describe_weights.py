@@ -32,6 +32,7 @@ from bundle.dicom.index import read_volume
 from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.files import file_digest, write_json
+from bundle.metrics.coverage import NORMAL_COVERAGE
 from bundle.metrics.noise import noise_level
 from bundle.networks.presets import build_restorer
 from bundle.networks.restorer import Restorer
@@ -41,7 +42,6 @@ from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
 from bundle.restoration.registry import TASKS, card_path
 
-NORMAL_COVERAGE = {1: 0.6827, 2: 0.9545, 3: 0.9973}
 MARGIN = {"noise_hu": 0.2, "noise_frequency_per_mm": 0.1, "pixel_mm": 0.1, "slice_mm": 0.1, "thickness_mm": 0.1}
 FRACTION_MARGIN = {"lung_fraction": 0.02, "bone_fraction": 0.02, "metal_fraction": 0.001}
 LOWEST_DOSE, CALIBRATED_DOSE = 0.1, 0.25

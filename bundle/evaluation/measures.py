@@ -7,6 +7,7 @@ import numpy as np
 
 from bundle.metrics import benchmark
 from bundle.metrics.consistency import slice_noise_inconsistency
+from bundle.metrics.coverage import NORMAL_COVERAGE, coverage
 from bundle.metrics.edges import Edges, edge_width_mm, inner_edges, surface_edges
 from bundle.metrics.image import bias_hu, psnr, rmse_hu, ssim
 from bundle.metrics.masks import TISSUES_HU, body_mask, tissue_masks
@@ -43,6 +44,11 @@ SERIES_METRICS = {
     "edge_inner_percent": "% wider than the target's; negative is sharper",
     "slice_noise_inconsistency": "change of the noise level from slice to slice over its mean (SNLI)",
     "residual_structure": "share of the anatomy's detail that input minus restoration carries",
+    **{
+        f"coverage_{k}_percent": f"% of the body's voxels whose target lies within {k} of the method's own deviations; "
+        f"{100 * NORMAL_COVERAGE[k]:.1f} for a normal variable"
+        for k in (1, 2)
+    },
 }
 METRICS = {**SLICE_METRICS, **SERIES_METRICS}
 
@@ -84,8 +90,13 @@ class Target:
         slices = [self._one_slice(volume_hu[:, :, k], k) for k in range(self.hu.shape[2])]
         return {name: np.array([values[name] for values in slices]) for name in SLICE_METRICS}
 
-    def series_values(self, volume_hu: np.ndarray, degraded_hu: np.ndarray) -> dict[str, float]:
-        """SERIES_METRICS of a restoration; what cannot be measured is nan and named in `problems`."""
+    def series_values(
+        self, volume_hu: np.ndarray, degraded_hu: np.ndarray, deviation_hu: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """SERIES_METRICS of a restoration; what cannot be measured is nan and named in `problems`.
+
+        Without `deviation_hu` there is no coverage: nan, and no problem.
+        """
         values = {
             f"bias_{name}_hu": self._try(f"bias_{name}_hu", lambda m=mask: bias_hu(volume_hu, self.hu, m))  # type: ignore
             for name, mask in self.tissues.items()
@@ -104,8 +115,16 @@ class Target:
         values["residual_structure"] = self._try(
             "residual_structure", lambda: structure_in_residual(degraded_hu - volume_hu, self.hu, self.body)
         )
+        for k in (1, 2):
+            values[f"coverage_{k}_percent"] = self._coverage(volume_hu, deviation_hu, k)
         assert set(values) == set(SERIES_METRICS)
         return {name: values[name] for name in SERIES_METRICS}
+
+    def _coverage(self, volume_hu: np.ndarray, deviation_hu: np.ndarray | None, k: int) -> float:
+        if deviation_hu is None:
+            return float("nan")
+        error = volume_hu - self.hu
+        return self._try(f"coverage_{k}_percent", lambda: 100 * coverage(error, deviation_hu, k, self.body))
 
     @cached_property
     def _edges(self) -> dict[str, Edges]:

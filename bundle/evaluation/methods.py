@@ -37,6 +37,19 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a method gives back.
+
+    Attributes:
+        volume_hu: the restoration, HU (H, W, D).
+        deviation_hu: how sure it is: standard deviation of the target about it, same shape; None when it does not say.
+    """
+
+    volume_hu: np.ndarray
+    deviation_hu: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """A row of the table.
 
@@ -44,13 +57,18 @@ class Method:
         name: of the row.
         kind: 'reference' (input, floor, ceiling), 'ours' or 'baseline'; only baselines can be the best to beat.
         definition: what it is and with which parameters, for the table's readers.
-        restore: from a problem to HU (H, W, D); raises a BundleError when it cannot.
+        restore: from a problem to HU (H, W, D) or an Estimate; raises a BundleError when it cannot.
     """
 
     name: str
     kind: Kind
     definition: str
-    restore: Callable[[Problem], np.ndarray]
+    restore: Callable[[Problem], np.ndarray | Estimate]
+
+    def estimate(self, problem: Problem) -> Estimate:
+        """Return what the method makes of a problem."""
+        found = self.restore(problem)
+        return found if isinstance(found, Estimate) else Estimate(found)
 
 
 def missing(name: str, kind: Kind, definition: str, reason: BundleError) -> Method:

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from bundle.evaluation.methods import Method, Problem
+from bundle.evaluation.methods import Estimate, Method, Problem
+from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.registry import NO_CARD, WeightsCard
+from bundle.restoration.uncertainty import Uncertainty
 
 RESTORED = "restored"
 
@@ -22,6 +25,7 @@ def our_methods(
     sampled_steps: Sequence[int] = (),
     averaged_samples: int = 0,
     averaged_steps: int = 4,
+    card: WeightsCard = NO_CARD,
 ) -> list[Method]:
     """Return the rows of our model.
 
@@ -32,12 +36,26 @@ def our_methods(
         sampled_steps: a row for each: one draw with so many steps.
         averaged_samples: draws whose mean is a row; 0 for no such row.
         averaged_steps: steps of those draws.
+        card: how the deviation of those draws is calibrated.
     """
 
     def restore(problem: Problem, chosen: RestorationInferer) -> np.ndarray:
         volume = torch.from_numpy(problem.degraded_hu)[None, None].to(device)
         spacing_mm = torch.tensor(problem.spacing_mm, dtype=torch.float32)[None].to(device)
         return chosen(volume, network, spacing_mm=spacing_mm)[0, 0].float().cpu().numpy()
+
+    def average(problem: Problem) -> Estimate:
+        """Mean and calibrated deviation of the draws, as `run inference` gives them."""
+        several = _changed(inferer, averaged_steps, averaged_samples)
+        hu = torch.from_numpy(problem.degraded_hu)
+        mean, deviation = hu.clone(), torch.zeros_like(hu)
+        for piece in several.pieces(hu, network, spacing_mm=torch.tensor(problem.spacing_mm, dtype=torch.float32)):
+            assert piece.deviation is not None
+            mean[..., piece.slices] += piece.difference
+            deviation[..., piece.slices] = piece.deviation
+        floor_hu = card.uncertainty_floor * noise_level(problem.degraded_hu)
+        calibrated = Uncertainty(deviation.numpy(), scale=card.uncertainty_scale, floor_hu=floor_hu)
+        return Estimate(mean.numpy(), np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
 
     def without(part: str) -> Method:
         def ablated(problem: Problem) -> np.ndarray:
@@ -56,12 +74,13 @@ def our_methods(
         Method("autoencoder", "reference", definition, ceiling),
         Method(RESTORED, "ours", f"ours, {_spoken(inferer)}", lambda problem: restore(problem, inferer)),
     ]
-    several = [(f"sample_{steps}_steps", _changed(inferer, steps, 1)) for steps in sampled_steps]
-    if averaged_samples:
-        name = f"mean_of_{averaged_samples}_samples"
-        several.append((name, _changed(inferer, averaged_steps, averaged_samples)))
-    for name, other in several:
+    for steps in sampled_steps:
+        other = _changed(inferer, steps, 1)
+        name = f"sample_{steps}_steps"
         methods.append(Method(name, "ours", f"ours, {_spoken(other)}", lambda p, o=other: restore(p, o)))  # type: ignore
+    if averaged_samples:
+        what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
+        methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))
     return [*methods, without("denoiser"), without("refiner")]
 
 

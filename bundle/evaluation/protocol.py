@@ -13,7 +13,7 @@ from bundle.errors import BundleError, ExitCode
 from bundle.evaluation import pictures
 from bundle.evaluation.floor import floor_values
 from bundle.evaluation.measures import Target
-from bundle.evaluation.methods import Method, Problem, restricted
+from bundle.evaluation.methods import Estimate, Method, Problem, restricted
 from bundle.evaluation.ours import RESTORED, our_methods
 from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
 from bundle.evaluation.phantom import make_phantom
@@ -85,6 +85,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             device=self.state.device,  # type: ignore[arg-type]
             sampled_steps=sampled_steps,
             averaged_samples=averaged_samples,
+            card=card,
         )
         self.methods = restricted([*ours, *baselines], methods)
         self.phantom_dose = phantom_dose
@@ -129,10 +130,12 @@ class ComparisonEvaluator(SeriesEvaluator):
         problem = make_problem({"case": case, "data": data})
         target = Target(problem.target_hu, spacing_mm=problem.spacing_mm)
         volumes = {"input": problem.degraded_hu, "target": problem.target_hu}
+        deviations: dict[str, np.ndarray | None] = {}
         for method in self.methods:
-            volume = self._restore(method, problem)
-            if volume is not None:
-                volumes[method.name] = volume
+            estimate = self._restore(method, problem)
+            if estimate is not None:
+                volumes[method.name] = estimate.volume_hu
+                deviations[method.name] = estimate.deviation_hu
         kinds = {method.name: method.kind for method in self.methods}
         trained_on = self.trained_on.get(case.key, "not trained on")
         rows = [
@@ -142,7 +145,7 @@ class ComparisonEvaluator(SeriesEvaluator):
                 trained_on,
                 kinds.get(name, "reference"),
                 target.slice_values(volume),
-                target.series_values(volume, problem.degraded_hu),
+                target.series_values(volume, problem.degraded_hu, deviations.get(name)),
             )
             for name, volume in volumes.items()
         ]
@@ -169,10 +172,10 @@ class ComparisonEvaluator(SeriesEvaluator):
         if problems:
             self.problems[key] = dict(problems)
 
-    def _restore(self, method: Method, problem: Problem) -> np.ndarray | None:
+    def _restore(self, method: Method, problem: Problem) -> Estimate | None:
         """What a method would deliver; None, and the reason kept, when it cannot."""
         try:
-            volume = method.restore(problem)
+            estimate = method.estimate(problem)
         except Exception as error:
             # A baseline's package may fail in its own ways; ours may not. A signal or a full disk is nobody's failure.
             serious = error.exit_code != ExitCode.USER if isinstance(error, BundleError) else method.kind != "baseline"
@@ -182,8 +185,10 @@ class ComparisonEvaluator(SeriesEvaluator):
             logger.warning("method %s: %s", method.name, self.missing[method.name])
             return None
         if method.kind == "reference":
-            return volume
-        return apply_difference(problem.degraded_hu, volume - problem.degraded_hu, strength=1.0)
+            return estimate
+        difference = estimate.volume_hu - problem.degraded_hu
+        delivered = apply_difference(problem.degraded_hu, difference, strength=1.0)
+        return Estimate(delivered, estimate.deviation_hu)
 
     def _phantom(self) -> dict[str, Any]:
         if self.phantom_dose is None:
@@ -194,9 +199,9 @@ class ComparisonEvaluator(SeriesEvaluator):
             "input": phantom.measure(phantom.problem.degraded_hu),
         }
         for method in self.methods:
-            volume = self._restore(method, phantom.problem)
-            if volume is not None:
-                results[method.name] = phantom.measure(volume)
+            estimate = self._restore(method, phantom.problem)
+            if estimate is not None:
+                results[method.name] = phantom.measure(estimate.volume_hu)
         return {"definitions": PHANTOM_METRICS, "dose": self.phantom_dose, "rows": results}
 
     def _draw(self, key: str, volumes: Mapping[str, np.ndarray], target: Target) -> None:

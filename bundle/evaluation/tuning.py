@@ -146,14 +146,14 @@ def _chosen(name: str, defaults: Mapping[str, Any], content: Mapping[str, Any], 
     }
 
     def restore(problem: Problem) -> np.ndarray:
-        return own.get(problem.key, general).restore(problem)
+        return own.get(problem.key, general).estimate(problem).volume_hu
 
     definition = f"{FILTERS[name].definition}; its best parameters on each series itself"
     return Method(name, "baseline", definition, restore)
 
 
 def _error(method: Method, problem: Problem, body: np.ndarray) -> float:
-    difference = method.restore(problem) - problem.degraded_hu
+    difference = method.estimate(problem).volume_hu - problem.degraded_hu
     restored = apply_difference(problem.degraded_hu, difference, strength=1.0)
     return rmse_hu(restored, problem.target_hu, body if body.any() else None)
 

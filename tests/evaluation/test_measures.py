@@ -45,6 +45,18 @@ def test_known_errors(target):
     assert whole["residual_structure"] > 0.02 and whole["nps_distance"] > 0.3
 
 
+def test_how_sure_a_method_is_is_held_against_how_far_off_it_is(target):
+    noise = np.random.default_rng(4).normal(0, 10, target.hu.shape).astype(np.float32)
+    for deviation, expected in ((10, (68.27, 95.45)), (20, (95.45, 99.99)), (5, (38.3, 68.27))):
+        whole = target.series_values(target.hu + noise, target.hu, np.full_like(noise, deviation))
+        found = whole["coverage_1_percent"], whole["coverage_2_percent"]
+        assert found == pytest.approx(expected, abs=1), deviation
+    assert np.isnan(target.series_values(target.hu, target.hu)["coverage_1_percent"])
+    assert "coverage_1_percent" not in target.problems  # nothing was claimed, so nothing is wrong
+    target.series_values(target.hu, target.hu, np.zeros_like(noise))
+    assert "no voxel" in target.problems.pop("coverage_1_percent")
+
+
 def test_empty_masks_and_windows_are_named_and_the_rest_is_measured():
     air = Target(np.full((64, 64, 2), -1000, np.float32), spacing_mm=SPACING)
     slices = air.slice_values(air.hu + 5)

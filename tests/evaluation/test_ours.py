@@ -1,5 +1,7 @@
 """Our rows: one step, samples, their mean, and the ablations leave the network as it was."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from phantom_series import phantom_hu
 
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.ours import our_methods
+from bundle.metrics.noise import noise_level
 from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.registry import NO_CARD
 
 HU = phantom_hu(slices=4, size=64)
 PROBLEM = Problem("key", HU, np.roll(HU, 3), (0.8, 0.8, 2.5))
@@ -40,7 +44,7 @@ def test_the_rows(rows):
 def test_every_row_is_another_restoration_and_none_changes_the_network(rows):
     network, methods = rows
     first = methods["restored"].restore(PROBLEM)
-    results = {name: method.restore(PROBLEM) for name, method in methods.items()}
+    results = {name: method.estimate(PROBLEM).volume_hu for name, method in methods.items()}
     assert all(result.shape == HU.shape for result in results.values())
     names = list(results)
     for i, name in enumerate(names):
@@ -55,3 +59,18 @@ def test_the_ceiling_is_of_the_target_and_the_rest_never_sees_it(rows):
     ceilings = [methods["autoencoder"].restore(problem) for problem in (PROBLEM, other)]
     assert np.abs(ceilings[0] - PROBLEM.target_hu).mean() < 1 and not np.array_equal(*ceilings)
     np.testing.assert_array_equal(methods["restored"].restore(other), methods["restored"].restore(PROBLEM))
+
+
+def test_the_mean_of_draws_says_how_sure_it_is_and_the_card_calibrates_it(rows):
+    network, methods = rows
+    plain = methods["mean_of_2_samples"].estimate(PROBLEM)
+    assert plain.deviation_hu.shape == HU.shape and (plain.deviation_hu >= 0).all() and plain.deviation_hu.max() > 0
+    assert methods["restored"].estimate(PROBLEM).deviation_hu is None
+    card = dataclasses.replace(NO_CARD, uncertainty_scale=2.0, uncertainty_floor=0.5)
+    inferer = RestorationInferer(mixed_precision="off")
+    options = {"device": torch.device("cpu"), "averaged_samples": 2, "averaged_steps": 3, "card": card}
+    (found,) = [m for m in our_methods(network, inferer, **options) if m.name == "mean_of_2_samples"]
+    calibrated = found.estimate(PROBLEM)
+    np.testing.assert_array_equal(calibrated.volume_hu, plain.volume_hu)
+    expected = np.hypot(2 * plain.deviation_hu, 0.5 * noise_level(PROBLEM.degraded_hu))
+    np.testing.assert_allclose(calibrated.deviation_hu, np.where(plain.deviation_hu > 0, expected, 0), rtol=1e-5)
