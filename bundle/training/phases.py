@@ -29,6 +29,8 @@ class Phase:
         steps: how long it lasts in steps instead; None counts epochs.
         multipliers: learning-rate multiplier of each parameter group that trains; the others are frozen.
         losses: weight of each loss term (see training.losses).
+        start_fraction: part of the samples at the degraded end of the bridge, where every restoration starts; None: the
+            process' own. Other processes have no such end.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Phase:
     steps: int | None = None
     multipliers: Mapping[str, float]
     losses: Mapping[str, float]
+    start_fraction: float | None = None
 
     def __post_init__(self) -> None:
         for key, value in (("epochs", self.epochs), ("steps", self.steps)):
@@ -52,6 +55,10 @@ class Phase:
             f"phase '{self.name}': multipliers must be 0 or more, and one above 0, none above {_MOST_MULTIPLIER:.0f}",
         )
         _require(all(0 <= w < float("inf") for w in self.losses.values()), f"phase '{self.name}': a loss is below 0")
+        _require(
+            self.start_fraction is None or 0 <= self.start_fraction <= 1,
+            f"phase '{self.name}': start_fraction must be between 0 and 1, not {self.start_fraction}",
+        )
         used = {name for name, weight in self.losses.items() if weight > 0}
         _require(bool(used), f"phase '{self.name}': no loss has a weight")
         for group in sorted(self.trains) if self.lasts else ():

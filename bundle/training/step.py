@@ -1,10 +1,13 @@
 """The training step: one module whose forward gives the losses, so that DDP and autocast wrap all of it."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from bundle.diffusion.bridge import BrownianBridge
+from bundle.diffusion.process import DiffusionProcess
 from bundle.networks.precision import Precision
 from bundle.networks.restorer import Conditions, Restorer
 from bundle.training.adversary import Adversary
@@ -27,6 +30,7 @@ class TrainingStep(nn.Module):
         self.precision = precision
         self.adversary = adversary or Adversary()
         self.weights: dict[str, float] = {}
+        self.start_fraction: float | None = None
         # First sample of the batch within the batch of all processes, and that one's size; None: they are the same.
         self.place: tuple[int, int] | None = None
 
@@ -39,6 +43,7 @@ class TrainingStep(nn.Module):
                     # AdamW moves parameters of zero gradient by its momentum; of no gradient it leaves them alone.
                     parameter.grad = None
         self.weights = {name: weight for name, weight in phase.losses.items() if weight > 0}
+        self.start_fraction = phase.start_fraction
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return each loss term and their weighted sum as 'loss', float32 scalars.
@@ -72,7 +77,7 @@ class TrainingStep(nn.Module):
         return terms
 
     def _denoiser_terms(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        restorer, process = self.restorer, self.restorer.process
+        restorer, process = self.restorer, self._process()
         conditions = restorer.conditions(
             restorer.units.from_hu(batch["image"]), batch["spacing_mm"], batch["noise_level"]
         )
@@ -88,6 +93,12 @@ class TrainingStep(nn.Module):
             latent = process.to_clean(prediction, z_t, conditions.latent, t, conditions.spread)
             terms |= self._pixel_terms(conditions, latent, batch)
         return terms
+
+    def _process(self) -> DiffusionProcess:
+        process = self.restorer.process
+        if self.start_fraction is None or not isinstance(process, BrownianBridge):
+            return process
+        return dataclasses.replace(process, start_fraction=self.start_fraction)
 
     def _noise(self, like: torch.Tensor, *, copies: int = 1) -> torch.Tensor:
         """Standard normal noise of a shape (copies x B, ...): this batch's part of what the whole batch gets.

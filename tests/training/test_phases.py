@@ -78,6 +78,7 @@ def test_a_phase_that_leaves_parameters_without_gradient_says_so():
         ({"multipliers": {}}, "multipliers must be 0 or more, and one above 0"),
         ({"losses": {"kl": 0.0}}, "no loss has a weight"),
         ({"losses": {}}, "no loss has a weight"),
+        ({"start_fraction": 1.1}, "start_fraction must be between 0 and 1, not 1.1"),
     ],
 )
 def test_what_cannot_work_is_one_line(fields, message):

@@ -127,6 +127,22 @@ def test_noise_is_the_only_chance(trained, batch):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("sampler,fractions", [("bridge", {0.0, 1.0}), ("ddim", set())])
+def test_a_phase_chooses_how_much_stands_at_the_start(batch, monkeypatch, sampler, fractions):
+    step = TrainingStep(build_restorer("tiny", sampler=sampler), precision=FLOAT32)
+    own, seen = type(step.restorer.process), {}
+    draw = own.sample_times
+    monkeypatch.setattr(own, "sample_times", lambda self, n: seen.setdefault(self, draw(self, n)))
+    fields = {"name": "p", "epochs": 1, "multipliers": {"unet": 1.0}, "losses": {"target": 1.0}}
+    for fraction in (0.0, 1.0, None):
+        step.set_phase(Phase(**fields, start_fraction=fraction))
+        step(batch)
+    assert step.restorer.process in seen  # None, or a process without such an end: its own
+    drawn = {process.start_fraction: times for process, times in seen.items() if process != step.restorer.process}
+    assert set(drawn) == fractions
+    assert all((times == 1).all() == (fraction == 1) for fraction, times in drawn.items())
+
+
 def test_untrained_reconstruction_loss_is_that_of_an_identity(batch):
     """The lossless start: only the latent's own small noise is left."""
     losses, _ = gradients(build_restorer("tiny"), batch, "autoencoder")
