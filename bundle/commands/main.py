@@ -60,6 +60,7 @@ usage: ct-enhance INPUT OUTPUT [--key value ...]
 
   --steps N         1 (default): the mean; more draw samples with natural texture
   --num_samples N   draws that are averaged; their spread is written as uncertainty
+  --flips 4         one step averaged over mirror images: four times the time, errors 1 % less
   --strength S      0 gives the input back bit for bit, 1 (default) the whole restoration
   --slice_spacing_mm X  thin slices from thick ones (wants weights for that task)
   --report true     also an HTML report per series, which opens offline

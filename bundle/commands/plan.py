@@ -56,6 +56,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
         "refused": [{"key": one.key, "reason": one.reason} for one in source.refused if not one.foreign] + refused,
         "steps": inferer.steps,
         "num_samples": inferer.num_samples,
+        "flips": inferer.flips,
         "device": str(inferer.device),
         "number_format": str(inferer.precision.dtype or torch.float32).removeprefix("torch."),
         "estimated_seconds": round(sum(one["estimated_seconds"] for one in series)),
@@ -83,7 +84,8 @@ def spoken(plan: Mapping[str, Any]) -> str:
         size = " x ".join(map(str, one["size"]))
         lines.append(f"  {one['key']}  {size}  {one['tiles']} tiles, about {_duration(one['estimated_seconds'])}")
     lines += [f"  {one['key'] or '-':16}  refused: {one['reason']}" for one in plan["refused"]]
-    how = f"{plan['steps']} steps, {plan['num_samples']} samples, {plan['device']} in {plan['number_format']}"
+    how = f"{plan['steps']} steps, {plan['num_samples']} samples, {plan['flips']} flips"
+    how += f", {plan['device']} in {plan['number_format']}"
     lines.append(
         f"{how}: at most about {_duration(plan['estimated_seconds'])}, {plan['estimated_memory_gb']} GB of memory"
     )

@@ -25,6 +25,7 @@ def our_methods(
     sampled_steps: Sequence[int] = (),
     averaged_samples: int = 0,
     averaged_steps: int = 4,
+    averaged_flips: int = 0,
     card: WeightsCard = NO_CARD,
 ) -> list[Method]:
     """Return the rows of our model.
@@ -36,6 +37,7 @@ def our_methods(
         sampled_steps: a row for each: one draw with so many steps.
         averaged_samples: draws whose mean is a row; 0 for no such row.
         averaged_steps: steps of those draws.
+        averaged_flips: mirror images that one step is averaged over for a row; 0 for no such row.
         card: how the deviation of those draws is calibrated.
     """
 
@@ -78,6 +80,10 @@ def our_methods(
         other = _changed(inferer, steps, 1)
         name = f"sample_{steps}_steps"
         methods.append(Method(name, "ours", f"ours, {_spoken(other)}", lambda p, o=other: restore(p, o)))  # type: ignore
+    if averaged_flips:
+        mirrored = _changed(inferer, 1, 1, averaged_flips)
+        what = f"ours, {_spoken(mirrored)}"
+        methods.append(Method(f"mean_of_{averaged_flips}_flips", "ours", what, lambda p: restore(p, mirrored)))
     if averaged_samples:
         what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
         methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))
@@ -93,12 +99,14 @@ def _removed(network: Restorer, part: str) -> Iterator[None]:
         setattr(network, f"use_{part}", True)
 
 
-def _changed(inferer: RestorationInferer, steps: int, samples: int) -> RestorationInferer:
+def _changed(inferer: RestorationInferer, steps: int, samples: int, flips: int = 1) -> RestorationInferer:
     other = copy.copy(inferer)
-    other.steps, other.num_samples = steps, samples
+    other.steps, other.num_samples, other.flips = steps, samples, flips
     return other
 
 
 def _spoken(inferer: RestorationInferer) -> str:
     steps = "1 step" if inferer.steps == 1 else f"{inferer.steps} steps"
+    if inferer.flips > 1:
+        return f"{steps}, mean over {inferer.flips} mirror images"
     return f"{steps}, mean of {inferer.num_samples} draws" if inferer.num_samples > 1 else steps

@@ -52,6 +52,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         methods: names of the methods to run; None runs all.
         sampled_steps: further rows: one draw with so many steps.
         averaged_samples: draws of 4 steps whose mean is a row; 0 for no such row.
+        averaged_flips: mirror images whose mean is a row; 0 for no such row.
         phantom_dose: dose of the phantom's poor scan; None leaves the phantom out.
         seed: of the phantom's noise.
         training_file: the training run's data.json, to say which series were trained on; may be missing.
@@ -69,6 +70,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         methods: Sequence[str] | None = None,
         sampled_steps: Sequence[int] = (),
         averaged_samples: int = 0,
+        averaged_flips: int = 0,
         phantom_dose: float | None = None,
         seed: int = 0,
         training_file: str | Path | None = None,
@@ -85,6 +87,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             device=self.state.device,  # type: ignore[arg-type]
             sampled_steps=sampled_steps,
             averaged_samples=averaged_samples,
+            averaged_flips=averaged_flips,
             card=card,
         )
         self.methods = restricted([*ours, *baselines], methods)

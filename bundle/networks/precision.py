@@ -81,13 +81,23 @@ def prepare_cpu(threads: int) -> None:
     _keep_freed_memory()
 
 
+def release_freed_memory() -> None:
+    """Give freed memory back to the system: blocks kept for tiles of one size do not serve another."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tile, where it is glibc.
 
     It returns every block above 32 MiB at once otherwise, and the kernel's clearing of new pages then takes a good
     part of the time of one step on 512 x 512 slices.
     """
-    library = ctypes.CDLL(None)
-    if platform.libc_ver()[0] == "glibc" and hasattr(library, "mallopt"):
+    if library := _glibc():
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None)
+    return library if platform.libc_ver()[0] == "glibc" and hasattr(library, "mallopt") else None

@@ -12,8 +12,9 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
 from bundle.metrics.noise import noise_level as estimate_noise
-from bundle.networks.precision import Precision, resolve_precision
+from bundle.networks.precision import Precision, release_freed_memory, resolve_precision
 from bundle.networks.restorer import Restorer
+from bundle.restoration.mirrors import COUNTS, mean_over_flips
 from bundle.restoration.region import dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile, cut
 
@@ -50,6 +51,7 @@ class RestorationInferer(Inferer):
         slice_overlap: least number of slices that neighbours repeat; at most half a tile.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
+        flips: mirror images that one step is averaged over: 1, 2 or 4.
         seed: of the draws.
         tile_batch_size: tiles that the network is given at once.
         skip_air: leave out what lies outside the body's box; nothing is changed there.
@@ -65,6 +67,7 @@ class RestorationInferer(Inferer):
         slice_overlap: int = 8,
         steps: int = 1,
         num_samples: int = 1,
+        flips: int = 1,
         seed: int = 0,
         tile_batch_size: int = 1,
         skip_air: bool = False,
@@ -81,6 +84,8 @@ class RestorationInferer(Inferer):
         for name, count in (("num_samples", num_samples), ("tile_batch_size", tile_batch_size)):
             if count < 1:
                 raise BundleError(f"{name} must be 1 or more, not {count}")
+        if flips not in COUNTS:
+            raise BundleError(f"flips must be 1, 2 or 4, not {flips}")
         if len(tile_size) != 3 or min(tile_size) < 1:
             raise BundleError(f"tile_size must be three numbers of voxels, not {list(tile_size)}")
         if seed < 0:
@@ -90,6 +95,7 @@ class RestorationInferer(Inferer):
         self.slice_overlap = slice_overlap
         self.steps = steps
         self.num_samples = num_samples
+        self.flips = flips
         self.seed = seed
         self.tile_batch_size = tile_batch_size
         self.skip_air = skip_air
@@ -137,12 +143,17 @@ class RestorationInferer(Inferer):
             noise_level: HU per slice (D,); None measures it slice by slice.
 
         Raises:
-            BundleError: when samples are asked for that could not differ.
+            BundleError: when samples are asked for that could not differ, or flips of draws.
         """
         if self.num_samples > 1 and self.steps == 1 and isinstance(network.process, BrownianBridge):
             raise BundleError(
                 "num_samples above 1 needs steps above 1: one step of the bridge is the mean and draws nothing",
                 hint="set --steps 4, or --num_samples 1",
+            )
+        if self.flips > 1 and (self.steps > 1 or self.num_samples > 1):
+            raise BundleError(
+                "flips above 1 is for one step, which is a mean; draws are averaged with num_samples",
+                hint="set --steps 1, or --flips 1",
             )
         function = self._restoration(network, spacing_mm)
         channels = 2 if self.num_samples > 1 else 1
@@ -158,7 +169,7 @@ class RestorationInferer(Inferer):
     def with_steps(self, steps: int) -> "RestorationInferer":
         """Return the same inferer with another number of steps, one sample each."""
         other = copy.copy(self)
-        other.steps, other.num_samples = steps, 1
+        other.steps, other.num_samples, other.flips = steps, 1, 1
         return other
 
     def reconstruct(self, inputs: torch.Tensor, network: Restorer) -> torch.Tensor:
@@ -187,10 +198,15 @@ class RestorationInferer(Inferer):
     ) -> Iterator[Piece]:
         assembly = Assembly(channels, volume.shape[:2])
         waiting: list[tuple[Tile, torch.Tensor, torch.Tensor]] = []
+        former: tuple[int, ...] | None = None
 
         def work_off() -> None:
+            nonlocal former
             if not waiting:
                 return
+            if waiting[0][0].shape != former and self.device.type == "cpu":
+                release_freed_memory()
+            former = waiting[0][0].shape
             inputs_hu = torch.stack([image for _, image, _ in waiting])[:, None].to(self.device)
             levels = torch.stack([level for _, _, level in waiting]).to(self.device)
             with torch.inference_mode():
@@ -245,7 +261,9 @@ class RestorationInferer(Inferer):
 
             with self.precision.autocast():
                 if self.steps == 1 and self.num_samples == 1:
-                    return change(network(x, spacing, levels))
+                    return change(
+                        mean_over_flips(lambda image: network(image, spacing, levels).float(), x, flips=self.flips)
+                    )
                 shape, factor = network.latent_shape(x), network.autoencoder.factor
                 places = [(row // factor, column // factor, k) for row, column, k in origins]
                 draws = (

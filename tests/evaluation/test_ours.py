@@ -74,3 +74,16 @@ def test_the_mean_of_draws_says_how_sure_it_is_and_the_card_calibrates_it(rows):
     np.testing.assert_array_equal(calibrated.volume_hu, plain.volume_hu)
     expected = np.hypot(2 * plain.deviation_hu, 0.5 * noise_level(PROBLEM.degraded_hu))
     np.testing.assert_allclose(calibrated.deviation_hu, np.where(plain.deviation_hu > 0, expected, 0), rtol=1e-5)
+
+
+def test_a_row_of_mirror_images(rows):
+    network, methods = rows
+    inferer = RestorationInferer(mixed_precision="off")
+    options = {"device": torch.device("cpu"), "averaged_flips": 4}
+    (found,) = [m for m in our_methods(network, inferer, **options) if m.name == "mean_of_4_flips"]
+    assert "1 step, mean over 4 mirror images" in found.definition
+    expected = RestorationInferer(mixed_precision="off", flips=4)
+    volume = torch.from_numpy(PROBLEM.degraded_hu)[None, None]
+    spacing_mm = torch.tensor(PROBLEM.spacing_mm, dtype=torch.float32)[None]
+    np.testing.assert_array_equal(found.restore(PROBLEM), expected(volume, network, spacing_mm=spacing_mm)[0, 0])
+    assert not np.array_equal(found.restore(PROBLEM), methods["restored"].restore(PROBLEM))

@@ -107,10 +107,12 @@ def test_threads_are_at_most_the_cores(monkeypatch):
 
 
 def test_large_blocks_are_used_again_instead_of_cleared_by_the_kernel():
-    """In a process of its own: page faults of the same work, before and after."""
+    """In a process of its own: page faults of the same work, before and after; and what is released is given back."""
     code = """
 import resource, torch
-from bundle.networks.precision import prepare_cpu
+from bundle.networks.precision import prepare_cpu, release_freed_memory
+def resident():
+    return int(open('/proc/self/statm').read().split()[1]) // 256  # MiB
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
@@ -119,11 +121,14 @@ def faults():
 before = faults()
 prepare_cpu(1)
 faults()
-print(before, faults())
+after, kept = faults(), resident()
+release_freed_memory()
+print(before, after, kept - resident())
 """
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("not glibc")
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    before, after = map(int, shown.split())
+    before, after, released = map(int, shown.split())
     assert before > 8 * 10_000  # 64 MiB are 16,384 pages
     assert after < before / 10
+    assert released >= 60

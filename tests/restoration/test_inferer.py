@@ -199,3 +199,18 @@ def test_samples_that_could_not_differ_are_refused(network, volume):
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(BundleError, match=key):
         inferer(**{key: value})
+
+
+@pytest.mark.parametrize("flips,axes", [(2, [(), (4,)]), (4, [(), (4,), (3,), (3, 4)])])
+def test_flips_are_the_mean_of_restorations_of_mirror_images(network, volume, flips, axes):
+    once = [inferer()(volume.flip(a), network).flip(a) for a in ([n - 1 for n in axis] for axis in axes)]
+    found = inferer(flips=flips)(volume, network)
+    torch.testing.assert_close(found, torch.stack(once).mean(0), atol=1e-2, rtol=0)
+    assert (found - once[0]).abs().max() > 0.05
+
+
+def test_flips_that_cannot_be_are_refused(network, volume):
+    with pytest.raises(BundleError, match="flips must be 1, 2 or 4, not 3"):
+        inferer(flips=3)
+    with pytest.raises(BundleError, match="flips above 1 is for one step"):
+        inferer(flips=2, steps=2)(volume, network)
