@@ -11,6 +11,7 @@ from training_fixtures import ROOT, TINY, equal, make_workflow, run_child
 from bundle.configuration import guard
 from bundle.errors import BundleError, ExitCode, find_bundle_error
 from bundle.networks.presets import build_restorer
+from bundle.networks.weights import save_weights
 from bundle.training.checkpoints import load_checkpoint
 from bundle.training.optim import schedule
 from bundle.training.phases import GROUPS
@@ -266,3 +267,24 @@ def test_patches_that_cannot_be_trained_are_refused(scans, cache, tmp_path, chan
     with pytest.raises(Exception) as raised:
         make_workflow(scans, tmp_path, **{"training_data#cache_dir": str(cache), **changes})
     assert says in str(find_bundle_error(raised.value))
+
+
+def test_the_polish_goes_on_from_finished_weights_in_one_phase(scans, cache, tmp_path):
+    torch.manual_seed(2)
+    former = build_restorer("tiny")
+    save_weights(former, tmp_path / "model.pt")
+    workflow, trainer = make_workflow(
+        scans,
+        tmp_path / "out",
+        cache=cache,
+        configs=("train.yaml", "polish.yaml"),
+        weights_file=str(tmp_path / "model.pt"),
+        polish_steps=2,
+    )
+    assert [phase.name for phase in trainer.plan.phases] == ["joint"]
+    assert trainer.plan.phases[0].start_fraction == 0.8 and trainer.plan.phases[0].trains == set(GROUPS)
+    workflow.run()
+    assert trainer.state.iteration == 2
+    trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert trained.keys() == former.state_dict().keys()
+    assert any(not torch.equal(trained[name], value) for name, value in former.state_dict().items())
