@@ -16,6 +16,8 @@ TABLES = {
     "ssim_1000": ("SSIM, mean over slices, [-1000, 1000] HU", "{:.4f}"),
     "nps_distance": ("Noise power spectrum, distance to the target's (0 is the same)", "{:.2f}"),
     "edge_inner_percent": ("10-90 % width of inner edges against the target's, %", "{:+.1f}"),
+    "coverage_1_percent": ("Voxels whose target lies within one calibrated deviation, % (normal: 68.3)", "{:.1f}"),
+    "coverage_2_percent": ("Within two, % (normal: 95.4)", "{:.1f}"),
 }
 # The held-out series of this bundle, by the digest that names them.
 NAMES = {
@@ -27,8 +29,13 @@ NAMES = {
 
 
 def tables(metrics: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> str:
-    """All tables of a metrics.json."""
-    return "\n\n".join(table(metrics, key, names) for key in TABLES)
+    """All tables of a metrics.json that have something in them."""
+    return "\n\n".join(table(metrics, key, names) for key in measured(metrics))
+
+
+def measured(metrics: Mapping[str, Any]) -> list[str]:
+    """Which tables a metrics.json has values for."""
+    return [key for key in TABLES if any(row.get(key) is not None for row in metrics["rows"])]
 
 
 def table(metrics: Mapping[str, Any], key: str, names: Mapping[str, str] = NAMES) -> str:
