@@ -171,7 +171,7 @@ def _measured(source: SourceSlices, restored: RestoredSlices) -> dict[str, Any]:
 def _chart(title: str, x_label: str, y_label: str, x: np.ndarray, both: Sequence[np.ndarray]) -> dict[str, Any]:
     top = float(max(values.max() for values in both)) or 1.0
     lines = [polyline(x, values, width=420, height=180, top=top) for values in both]
-    ends = [f"{x[0]:.3g}", f"{x[-1]:.3g}"]
+    ends = [f"{x[0]:.4g}", f"{x[-1]:.4g}"]  # thousands of HU without an exponent
     return {"title": title, "x": x_label, "y": y_label, "top": f"{top:.3g}", "ends": ends, "lines": lines}
 
 
