@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
+from dciodvfy import DCIODVFY, errors, filled
 
 from bundle.dicom.index import find_series
 from bundle.dicom.series import Series
@@ -17,7 +17,6 @@ from bundle.metrics.masks import body_mask
 from bundle.metrics.noise import noise_level
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
-DCIODVFY = Path(sys.executable).with_name("dciodvfy")
 UNEVEN = "ge_head_tilt"  # its spacing changes inside the series
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir() and path.name != UNEVEN) if DATA.exists() else []
 
@@ -43,24 +42,6 @@ def result_of(name: str, delivered: Path) -> tuple[Series, Series]:
     """The source and what was made of it."""
     source = only(DATA / name)
     return source, only(delivered / source.key / "dicom")
-
-
-def errors(path: Path) -> set[str]:
-    """Errors of dciodvfy, without values."""
-    done = subprocess.run([str(DCIODVFY), "-new", str(path)], capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).splitlines()
-    return {line.split(" = <")[0] for line in lines if line.startswith("Error")}
-
-
-def with_identifiers(source: str, path: Path) -> Path:
-    """A source image with identifiers where it has none: that they are missing is no fault of the result."""
-    image = pydicom.dcmread(source)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
-        if not is_valid_uid(str(image.get(keyword, ""))):
-            setattr(image, keyword, "2.25.1")
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.save_as(path)
-    return path
 
 
 def test_every_series_is_there_and_the_uneven_one_refused_by_name(delivered):
@@ -92,7 +73,7 @@ def test_others_find_nothing_wrong_with_it(delivered, name, tmp_path):
     source, result = result_of(name, delivered)
     if DCIODVFY.is_file():
         for k in (0, source.shape[2] // 2):
-            own = errors(with_identifiers(source.paths[k], tmp_path / "source.dcm"))
+            own = errors(filled(source.paths[k], tmp_path / "source.dcm"))
             assert errors(Path(result.paths[k])) <= own
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     reader = sitk.ImageSeriesReader()

@@ -1,11 +1,10 @@
 import datetime
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from dciodvfy import DCIODVFY, errors, filled
 from phantom_series import write_phantom_series
 
 from bundle.dicom.index import find_series, read_volume
@@ -17,7 +16,6 @@ from bundle.errors import BundleError
 from bundle.files import whole_folder
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
-DCIODVFY = Path(sys.executable).with_name("dciodvfy")
 NOW = datetime.datetime(2025, 6, 7, 8, 9, 10, 123)
 DERIVATION = Derivation(
     description="noise reduced", series_suffix="enhanced", settings_digest="ab" * 32, weights_digest="cd" * 32,
@@ -32,24 +30,6 @@ def write(volume: Volume, hu: np.ndarray, folder: Path, derivation: Derivation =
 def source(folder: Path, **tags) -> Volume:
     write_phantom_series(folder, **tags)
     return read_volume(str(folder))
-
-
-def filled(source: pydicom.Dataset, path: Path) -> Path:
-    """A source image with its empty identifiers filled."""
-    image = pydicom.dcmread(source.filename)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
-        if not is_valid_uid(str(image.get(keyword, ""))):
-            setattr(image, keyword, "2.25.1")
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.save_as(path)
-    return path
-
-
-def errors(path: Path) -> set[str]:
-    """Errors of dciodvfy, without values."""
-    done = subprocess.run([str(DCIODVFY), "-new", str(path)], capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).splitlines()
-    return {line.split(" = <")[0] for line in lines if line.startswith("Error")}
 
 
 @pytest.mark.parametrize(
@@ -202,6 +182,6 @@ def test_a_real_uneven_series_is_written_clean_when_resampled(tmp_path):
     back = find_series(tmp_path / "out").series[0].load()
     np.testing.assert_array_equal(back.stored, volume.stored)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-6)
-    known = errors(filled(pydicom.dcmread(series.paths[20]), tmp_path / "source.dcm"))
+    known = errors(filled(series.paths[20], tmp_path / "source.dcm"))
     for k in (0, 16, 36):  # kept, interpolated, the last
         assert errors(result.paths[k]) <= known
