@@ -69,7 +69,7 @@ class ResidualUNet3d(nn.Module):
             filters=list(features),
             norm_name="instance",
         )
-        use_slices_first(drop_norms(self.net))  # statistics of a patch are not those of a slice; as fast as ours
+        use_slices_first(drop_norms(self.net))  # statistics of a patch are not those of a slice
         last = self.net.output_block.conv.conv
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
