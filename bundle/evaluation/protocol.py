@@ -19,7 +19,7 @@ from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
 from bundle.evaluation.phantom import make_phantom
 from bundle.evaluation.problems import make_problem
 from bundle.evaluation.records import Records
-from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, read_training_keys, write_tables
+from bundle.evaluation.tables import KEY_METRIC, Row, TrainingRecord, mean_rows, write_tables
 from bundle.files import require_writable
 from bundle.networks.restorer import Restorer
 from bundle.restoration.evaluator import SeriesEvaluator, use_card
@@ -93,7 +93,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.methods = restricted([*ours, *baselines], methods)
         self.phantom_dose = phantom_dose
         self.seed = seed
-        self.trained_on = read_training_keys(training_file)
+        self.training_record = TrainingRecord(training_file)
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
@@ -140,7 +140,7 @@ class ComparisonEvaluator(SeriesEvaluator):
                 volumes[method.name] = estimate.volume_hu
                 deviations[method.name] = estimate.deviation_hu
         kinds = {method.name: method.kind for method in self.methods}
-        trained_on = self.trained_on.get(case.key, "not trained on")
+        trained_on = self.training_record.of(case.key)
         rows = [
             Row.of(
                 case.key,

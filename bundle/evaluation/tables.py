@@ -172,14 +172,26 @@ def screen_table(means: Sequence[Row], *, series: int, missing: Mapping[str, str
     return "\n".join(lines)
 
 
-def read_training_keys(training_file: str | Path | None) -> dict[str, str]:
-    """Return what a training run's data.json says of each series: 'also trained on', or validated only."""
-    try:
-        content = json.loads(Path(training_file).read_text()) if training_file else {}
-    except (OSError, ValueError):
-        return {}
-    keys = {entry["series"]: "validated on during training" for entry in content.get("validation", [])}
-    return keys | {entry["series"]: "also trained on" for entry in content.get("train", [])}
+class TrainingRecord:
+    """What a training run's data.json says of each series.
+
+    Args:
+        training_file: the file; where there is none, or it cannot be read, nothing is claimed of any series.
+    """
+
+    def __init__(self, training_file: str | Path | None) -> None:
+        self._said: dict[str, str] | None = None
+        try:
+            content = json.loads(Path(training_file).read_text()) if training_file else None
+        except (OSError, ValueError):
+            return
+        if isinstance(content, dict):
+            validated = {entry["series"]: "validated on during training" for entry in content.get("validation", [])}
+            self._said = validated | {entry["series"]: "also trained on" for entry in content.get("train", [])}
+
+    def of(self, key: str) -> str:
+        """Return what is known of the series with this key, in words."""
+        return "training data unknown" if self._said is None else self._said.get(key, "not trained on")
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

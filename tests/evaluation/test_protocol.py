@@ -49,7 +49,7 @@ def test_every_method_is_compared_on_the_same_degraded_series(tmp_path, weights,
     assert all(result["pairs"] <= 4 for result in content["significance"])
     names = {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()}
     assert {"metrics.json", "metrics.csv", "slices.csv", "comparison", "figure", "rmse.png"} <= names
-    assert "not trained on" in capsys.readouterr().out
+    assert "training data unknown" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path, weights):

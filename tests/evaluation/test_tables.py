@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from training_fixtures import ROOT
 
 from bundle.evaluation.measures import METRICS, SLICE_METRICS
 from bundle.evaluation.tables import (
     Row,
+    TrainingRecord,
     best_baseline,
     mean_rows,
-    read_training_keys,
     screen_table,
     significance,
     write_tables,
@@ -93,15 +94,22 @@ def test_the_screen_table_fits_80_columns_and_names_ranges_and_training():
     assert "redcnn: no weights" in text and "restored against bm3d: -0.50 HU" in text
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]x"])
-def test_a_missing_or_broken_training_file_says_nothing(tmp_path, content):
+@pytest.mark.parametrize("content", [None, "", "{", "[]x", "[]"])
+def test_a_missing_or_broken_training_file_claims_nothing(tmp_path, content):
     path = tmp_path / "data.json"
     if content is not None:
         path.write_text(content)
-    assert read_training_keys(path) == {} == read_training_keys(None)
+    assert TrainingRecord(path).of("a") == "training data unknown" == TrainingRecord(None).of("a")
 
 
 def test_a_series_on_both_sides_was_trained_on(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(json.dumps({"train": [{"series": "a"}], "validation": [{"series": "a"}, {"series": "b"}]}))
-    assert read_training_keys(path) == {"a": "also trained on", "b": "validated on during training"}
+    said = {key: TrainingRecord(path).of(key) for key in "abc"}
+    assert said == {"a": "also trained on", "b": "validated on during training", "c": "not trained on"}
+
+
+def test_the_record_of_the_shipped_weights_keeps_the_sides_apart():
+    content = json.loads((ROOT / "models" / "data.json").read_text())
+    train, validation = ({entry["series"] for entry in content[side]} for side in ("train", "validation"))
+    assert train and validation and not train & validation
