@@ -5,7 +5,7 @@ import torch
 SCALE_HU = 20.0  # a typical noise level: losses are about 1 for an untrained network
 LEAST_NOISE_HU = 2.0  # a scan of less noise than this must not outweigh all others
 _CHARBONNIER_HU = 5.0  # where the Charbonnier loss turns from quadratic to linear
-_CHARBONNIER_NOISE = 3.0  # the same in units of the noise
+LOSS_CORNER = 3.0  # the same in units of the noise
 
 LOSS_TERMS = ("refined", "unrefined", "target", "reconstruction", "kl", "adversarial", "perceptual")
 
@@ -15,8 +15,10 @@ def charbonnier(difference_hu: torch.Tensor) -> torch.Tensor:
     return ((difference_hu.square() + _CHARBONNIER_HU**2).sqrt() - _CHARBONNIER_HU).mean() / SCALE_HU
 
 
-def noise_relative_charbonnier(difference_hu: torch.Tensor, noise_hu: torch.Tensor) -> torch.Tensor:
-    """Charbonnier loss of differences in units of the noise, quadratic up to three times the noise.
+def noise_relative_charbonnier(
+    difference_hu: torch.Tensor, noise_hu: torch.Tensor, *, corner: float = LOSS_CORNER
+) -> torch.Tensor:
+    """Charbonnier loss of differences in units of the noise, quadratic up to `corner` times the noise.
 
     A head at 5 HU of noise weighs as much as a chest at 50, and nearly all differences lie in the quadratic part,
     edges among them, whose minimum is the mean: what PSNR and an unbiased HU value ask for.
@@ -24,9 +26,9 @@ def noise_relative_charbonnier(difference_hu: torch.Tensor, noise_hu: torch.Tens
     Args:
         difference_hu: (B, 1, H, W, D).
         noise_hu: noise level of the input per slice, (B, D).
+        corner: in units of the noise; beyond, the loss is linear, so that metal does not outweigh all else.
     """
     relative = difference_hu / noise_hu.clamp_min(LEAST_NOISE_HU)[:, None, None, None, :]
-    corner = _CHARBONNIER_NOISE
     return corner**2 * (((relative / corner).square() + 1.0).sqrt() - 1.0).mean()
 
 

@@ -11,7 +11,7 @@ from bundle.diffusion.process import DiffusionProcess
 from bundle.networks.precision import Precision
 from bundle.networks.restorer import Conditions, Restorer
 from bundle.training.adversary import Adversary
-from bundle.training.losses import charbonnier, kl_divergence, noise_relative_charbonnier
+from bundle.training.losses import LOSS_CORNER, charbonnier, kl_divergence, noise_relative_charbonnier
 from bundle.training.phases import Phase
 
 
@@ -22,10 +22,19 @@ class TrainingStep(nn.Module):
         restorer: the networks.
         precision: number format of the forward pass.
         adversary: of phases with an adversarial or a perceptual term; no part of this module's parameters.
+        loss_corner: error in units of the noise beyond which the losses on pixels are linear.
     """
 
-    def __init__(self, restorer: Restorer, *, precision: Precision, adversary: Adversary | None = None) -> None:
+    def __init__(
+        self,
+        restorer: Restorer,
+        *,
+        precision: Precision,
+        adversary: Adversary | None = None,
+        loss_corner: float = LOSS_CORNER,
+    ) -> None:
         super().__init__()
+        self.loss_corner = loss_corner
         self.restorer = restorer
         self.precision = precision
         self.adversary = adversary or Adversary()
@@ -115,7 +124,7 @@ class TrainingStep(nn.Module):
     ) -> dict[str, torch.Tensor]:
         def loss(image: torch.Tensor) -> torch.Tensor:
             difference_hu = self.restorer.linear.to_hu(image) - batch["label"]
-            return noise_relative_charbonnier(difference_hu, batch["noise_level"])
+            return noise_relative_charbonnier(difference_hu, batch["noise_level"], corner=self.loss_corner)
 
         unrefined = self.restorer.unrefined(conditions, latent)
         terms = {"unrefined": loss(unrefined)}

@@ -69,6 +69,13 @@ def test_noise_relative_loss_knows_no_scale():
     assert noise_relative_charbonnier(small, noise) == pytest.approx(float(expected), rel=1e-2)
 
 
+def test_beyond_its_corner_the_loss_is_linear():
+    noise, unit = torch.full((1, 1), 10.0), 10.0 * torch.ones(1, 1, 4, 4, 1)
+    at = [float(noise_relative_charbonnier(size * unit, noise, corner=30.0)) for size in (1.0, 1000.0, 2000.0)]
+    assert at[0] == pytest.approx(0.5, rel=1e-3), "quadratic within"
+    assert at[2] - at[1] == pytest.approx(1000.0 * 30.0, rel=1e-3), "its slope is the corner"
+
+
 def test_a_scan_without_noise_does_not_outweigh_the_others():
     difference = torch.ones(1, 1, 4, 4, 1)
     least = torch.full((1, 1), LEAST_NOISE_HU)
