@@ -1,18 +1,20 @@
 """Write the card of weights (models/model.json): task, checksum, domain, and a calibrated uncertainty.
 
     python scripts/describe_weights.py --dataset_dir CT --validation_folders rider_pilot_0117 crlm_1004 \
-        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 128] [--slices 6] [--gaps resample]
+        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 512] [--slices 3] [--gaps resample]
 
 The domain is the range of each property over all series, training and validation, the noise reaching up to that of a
 tenth of the dose. The calibration simulates a quarter of the dose, as training does, on slabs of the validation series
-and measures, first per latent channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2
-and 3 calibrated deviations of the mean of the samples. With `--task thin --slice_thickness_mm 5` thick slices take the
-place of low dose, and series that are as thick already are left out. A calibrated deviation is
+(whole slices, unless `--size` takes the middle of them) and measures, first per latent channel what one step leaves
+unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of the mean of the samples. With
+`--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series that are as thick already are
+left out. A calibrated deviation is
 
-    sqrt((scale * deviation of the samples)^2 + (floor * noise level of the slice)^2),
+    sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * noise level of the slice)^2 + constant_hu^2)),
 
-the floor only where it makes the worst coverage of a series that was left out of the fit better. The coverage that is
-stored is of each series with what was fitted to the others.
+fitted so that the squared errors of coverage at 1 and 2 deviations, a percent of the first weighing as much as two
+thirds of one of the second, are least over the series. Stored are the coverage of each series with that fit, and with
+what was fitted to the others.
 """
 
 import argparse
@@ -47,8 +49,9 @@ FRACTION_MARGIN = {"lung_fraction": 0.02, "bone_fraction": 0.02, "metal_fraction
 LOWEST_DOSE, CALIBRATED_DOSE = 0.1, 0.25
 SCANNER = Scanner(calibrate_noise=True)  # as in training: dose 1 is the noise that the series has
 VOXELS = 20_000  # of each series that the coverage is counted over
-SCALES, FLOORS = np.linspace(0.0, 4.0, 81), np.linspace(0.0, 1.5, 31)
-EQUAL = 0.001  # fits whose coverage differs by less are as good as each other
+SCALES, FLOORS, CONSTANTS_HU = np.linspace(0.0, 2.0, 21), np.linspace(0.0, 1.0, 21), np.linspace(0.0, 6.0, 25)
+GRIDS = {"scale": SCALES, "floor": FLOORS, "constant_hu": CONSTANTS_HU}
+AIMS = np.array([0.03, 0.02])  # errors of coverage at 1 and 2 deviations that are as bad as each other
 
 
 def main() -> None:
@@ -61,8 +64,8 @@ def main() -> None:
     parser.add_argument("--name", default="small")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--num_samples", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--slices", type=int, default=6)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--gaps", default="refuse")
     parser.add_argument("--task", choices=TASKS, default="denoise")
     parser.add_argument("--slice_thickness_mm", type=float, default=5.0)
@@ -143,23 +146,19 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
     residual = np.sqrt(np.mean([unknown(network, *pair) ** 2 for pair in pairs], axis=0))
     if isinstance(network.process, BrownianBridge):
         network.process = dataclasses.replace(network.process, residual_std=tuple(residual.tolist()))
-    tables = [coverage_table(*errors(network, *pair, options)) for pair in pairs]
-    plain = [left_out(tables, number, FLOORS[:1]) for number in range(len(tables))]
-    floored = [left_out(tables, number, FLOORS) for number in range(len(tables))]
-    better = worst(floored) < worst(plain)
-    scale, floor = fitted(tables, FLOORS if better else FLOORS[:1])
+    tables = [coverage_table(*errors(network, *pair, options), samples=options.num_samples) for pair in pairs]
+    chosen = fitted(tables)
     return {
         "meaning": "a scan at the training targets' dose lies within k times the calibrated deviation, which is "
-        "sqrt((scale * the samples' deviation)^2 + (floor * the slice's noise level)^2)",
+        "sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * the slice's noise level)^2 + constant_hu^2))",
         "steps": options.steps,
         "num_samples": options.num_samples,
         **({"dose": CALIBRATED_DOSE} if options.task == "denoise" else {"thickness_mm": options.slice_thickness_mm}),
         "residual_std": [round(float(value), 4) for value in residual],
-        "scale": round(float(SCALES[scale]), 4),
-        "floor": round(float(FLOORS[floor]), 4),
-        "coverage_unscaled": by_deviations(np.mean([table[index_of(SCALES, 1.0), 0] for table in tables], axis=0)),
-        "coverage_left_out": by_deviations(np.stack(floored if better else plain, axis=1)),
-        "coverage_left_out_without_floor": by_deviations(np.stack(plain, axis=1)),
+        **{name: round(float(grid[k]), 4) for (name, grid), k in zip(GRIDS.items(), chosen, strict=True)},
+        "coverage_unscaled": by_deviations(np.mean([table[index_of(SCALES, 1.0), 0, 0] for table in tables], axis=0)),
+        "coverage": by_deviations(np.stack([table[chosen] for table in tables], axis=1)),
+        "coverage_left_out": by_deviations(np.stack([left_out(tables, k) for k in range(len(tables))], axis=1)),
         "coverage_normal": {str(k): value for k, value in NORMAL_COVERAGE.items()},
     }
 
@@ -212,41 +211,31 @@ def errors(
     return error, spread, noise
 
 
-def coverage_table(error: np.ndarray, deviation: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Share of voxels within 1, 2 and 3 calibrated deviations, (SCALES, FLOORS, 3)."""
-    squares = [(values.astype(np.float64)) ** 2 for values in (error, deviation, noise)]
-    table = np.empty((len(SCALES), len(FLOORS), len(NORMAL_COVERAGE)))
-    for i, scale in enumerate(SCALES):
-        for j, floor in enumerate(FLOORS):
-            variance = np.maximum(scale**2 * squares[1] + floor**2 * squares[2], 1e-6)
-            standardised = squares[0] / variance
-            table[i, j] = [np.mean(standardised <= k**2) for k in NORMAL_COVERAGE]
+def coverage_table(error: np.ndarray, deviation: np.ndarray, noise: np.ndarray, *, samples: int) -> np.ndarray:
+    """Share of voxels within 1, 2 and 3 calibrated deviations, (SCALES, FLOORS, CONSTANTS_HU, 3)."""
+    squares = [values.astype(np.float32) ** 2 for values in (error, deviation, noise)]
+    squares[0] /= 1 + 1 / samples
+    table = np.empty((*(len(grid) for grid in GRIDS.values()), len(NORMAL_COVERAGE)))
+    for i, j, k in np.ndindex(table.shape[:3]):
+        variance = SCALES[i] ** 2 * squares[1] + FLOORS[j] ** 2 * squares[2] + CONSTANTS_HU[k] ** 2
+        standardised = squares[0] / np.maximum(variance, 1e-6)
+        table[i, j, k] = [np.count_nonzero(standardised <= width**2) / error.size for width in NORMAL_COVERAGE]
     return table
 
 
-def fitted(tables: list[np.ndarray], floors: np.ndarray) -> tuple[int, int]:
-    """Numbers of the scale and floor with the smallest largest error of coverage, series weighing the same.
-
-    Of those that are as good, the one that leaves most to the samples' own deviation.
-    """
+def fitted(tables: list[np.ndarray]) -> tuple[int, int, int]:
+    """Numbers of the scale, floor and constant with the least error of coverage, series weighing the same."""
     normal = np.array(list(NORMAL_COVERAGE.values()))
-    error = np.abs(np.mean(tables, axis=0)[:, : len(floors)] - normal).max(axis=2)
-    good = np.argwhere(error <= error.min() + (EQUAL if len(floors) > 1 else 0))
-    scale, floor = max(map(tuple, good), key=lambda one: (-one[1], -error[one]))
-    return int(scale), int(floor)
+    error = sum((((table - normal)[..., :2] / AIMS) ** 2).sum(axis=-1) for table in tables)
+    i, j, k = np.unravel_index(np.argmin(error), np.shape(error))
+    return int(i), int(j), int(k)
 
 
-def left_out(tables: list[np.ndarray], number: int, floors: np.ndarray) -> np.ndarray:
+def left_out(tables: list[np.ndarray], number: int) -> np.ndarray:
     """Coverage (3,) of one series with what was fitted to the others; of the only one with its own."""
     others = [table for k, table in enumerate(tables) if k != number] or tables
-    covered: np.ndarray = tables[number][fitted(others, floors)]
+    covered: np.ndarray = tables[number][fitted(others)]
     return covered
-
-
-def worst(coverage: list[np.ndarray]) -> float:
-    """Largest error of any series' coverage at 1 and 2 deviations."""
-    normal = np.array(list(NORMAL_COVERAGE.values()))
-    return float(np.abs(np.array(coverage) - normal)[:, :2].max())
 
 
 def by_deviations(values: np.ndarray) -> dict[str, Any]:

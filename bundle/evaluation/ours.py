@@ -55,8 +55,8 @@ def our_methods(
             assert piece.deviation is not None
             mean[..., piece.slices] += piece.difference
             deviation[..., piece.slices] = piece.deviation
-        floor_hu = card.uncertainty_floor * noise_level(problem.degraded_hu)
-        calibrated = Uncertainty(deviation.numpy(), scale=card.uncertainty_scale, floor_hu=floor_hu)
+        scale, floor_hu = card.calibration.factors(noise_level(problem.degraded_hu), samples=averaged_samples)
+        calibrated = Uncertainty(deviation.numpy(), scale=scale, floor_hu=floor_hu)
         return Estimate(mean.numpy(), np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
 
     def without(part: str) -> Method:

@@ -71,8 +71,7 @@ class LoadedRestorer:
         self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
         self.device = torch.device(parser.get_parsed_content("device"))
         self.strength = float(parser.get_parsed_content("strength"))
-        self.uncertainty_scale = self.strength * card.uncertainty_scale
-        self.uncertainty_floor = self.strength * card.uncertainty_floor
+        self.calibration = card.calibration
         self.gaps: str = parser.get_parsed_content("gaps")
         self.thin: ThinSlices | None = parser.get_parsed_content("thin")
         loader, *rest = parser.get_parsed_content("preprocessing").transforms
@@ -145,8 +144,10 @@ class LoadedRestorer:
     def _uncertainty(self, deviation: np.ndarray, volume_hu: np.ndarray, restored: np.ndarray) -> np.ndarray:
         """Calibrated deviation (H, W, D) of what was touched, HU."""
         touched = np.where(restored != volume_hu, deviation, 0)
-        floor_hu = self.uncertainty_floor * noise_level(volume_hu)
-        calibrated = Uncertainty(touched, scale=self.uncertainty_scale, floor_hu=floor_hu)
+        scale, floor_hu = self.calibration.factors(
+            noise_level(volume_hu), samples=self.inferer.num_samples, strength=self.strength
+        )
+        calibrated = Uncertainty(touched, scale=scale, floor_hu=floor_hu)
         return np.stack([calibrated[:, :, k] for k in range(touched.shape[2])], axis=2)
 
     def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:

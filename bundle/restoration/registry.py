@@ -7,9 +7,12 @@ weights, everything works, and the summary says that nothing is known.
 
 import json
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bundle.errors import BundleError
 from bundle.files import file_digest
@@ -19,6 +22,37 @@ logger = logging.getLogger(__name__)
 TASKS = ("denoise", "thin")
 DEFAULT_FILE = "model.pt"
 _SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What makes the deviation of samples right: sqrt((1 + 1/n) ((scale d)^2 + (floor noise)^2 + constant^2)).
+
+    n samples have the deviation d; their mean itself is off by d / sqrt(n). What all samples miss alike is in the
+    other terms: it grows with the slice's noise, but not to nothing in a slice without any.
+
+    Attributes:
+        scale: factor on the samples' deviation.
+        floor: in noise levels of the slice.
+        constant_hu: in HU.
+        known: whether it was measured; else the samples' deviation stays as it is.
+    """
+
+    scale: float = 1.0
+    floor: float = 0.0
+    constant_hu: float = 0.0
+    known: bool = False
+
+    def factors(self, noise_hu: np.ndarray, *, samples: int, strength: float = 1.0) -> tuple[float, np.ndarray]:
+        """Return the factor on the deviation, and per slice what is added to it in quadrature, HU (D,).
+
+        Args:
+            noise_hu: noise level per slice (D,).
+            samples: how many were averaged.
+            strength: share of the restoration that is applied.
+        """
+        of_mean = strength * (math.sqrt(1 + 1 / samples) if self.known else 1.0)
+        return of_mean * self.scale, of_mean * np.hypot(self.floor * np.asarray(noise_hu), self.constant_hu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +66,7 @@ class WeightsCard:
         sha256: of the weights; "" when unknown.
         domain: ranges, for `bundle.restoration.domain`; empty when unknown.
         residual_std: what one step leaves unknown, per latent channel in units of the spread; () when unknown.
-        uncertainty_scale: factor on the samples' deviation; 1 when unknown.
-        uncertainty_floor: what is added to it in quadrature, in noise levels of the slice; 0 when unknown.
-        uncertainty_scale_known: whether it was measured.
+        calibration: of the samples' deviation.
     """
 
     name: str = ""
@@ -43,9 +75,7 @@ class WeightsCard:
     sha256: str = ""
     domain: dict[str, Any] = field(default_factory=dict)
     residual_std: tuple[float, ...] = ()
-    uncertainty_scale: float = 1.0
-    uncertainty_floor: float = 0.0
-    uncertainty_scale_known: bool = False
+    calibration: Calibration = Calibration()
 
 
 NO_CARD = WeightsCard()
@@ -121,6 +151,13 @@ def _require_task(task: str) -> None:
         raise BundleError(f"task '{task}' is unknown", hint=f"use one of {', '.join(TASKS)}")
 
 
+def _calibration(uncertainty: dict[str, Any]) -> Calibration:
+    scale, floor, constant_hu = (float(uncertainty.get(name, 0.0)) for name in ("scale", "floor", "constant_hu"))
+    if not all(0 <= value < math.inf for value in (scale, floor, constant_hu)):
+        raise ValueError("a deviation cannot be below 0")
+    return Calibration(scale=scale, floor=floor, constant_hu=constant_hu, known=True)
+
+
 def _parsed(path: Path) -> WeightsCard:
     try:
         content = json.loads(path.read_text())
@@ -135,9 +172,7 @@ def _parsed(path: Path) -> WeightsCard:
             sha256=str(content.get("sha256", "")),
             domain=dict(content.get("domain", {})),
             residual_std=tuple(float(value) for value in uncertainty.get("residual_std", ())),
-            uncertainty_scale=1.0 if scale is None else float(scale),
-            uncertainty_floor=float(uncertainty.get("floor", 0.0)),
-            uncertainty_scale_known=scale is not None,
+            calibration=Calibration() if scale is None else _calibration(uncertainty),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(

@@ -45,7 +45,8 @@ class SaveRestored(Transform):
         series_suffix: appended to the Series Description.
         save_nifti: also write volume.nii.gz.
         transfer_syntax: of the DICOM files, as for `write_derived_series`.
-        card: what is known of the weights; scales the uncertainty.
+        card: what is known of the weights; calibrates the uncertainty.
+        num_samples: how many draws the difference is the mean of.
         report: also write report.html.
         scratch: where what is written of the uncertainty lies until then.
     """
@@ -60,6 +61,7 @@ class SaveRestored(Transform):
         save_nifti: bool = False,
         transfer_syntax: str = "explicit",
         card: WeightsCard = NO_CARD,
+        num_samples: int = 1,
         report: bool = False,
         scratch: Scratch | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class SaveRestored(Transform):
         self.save_nifti = save_nifti
         self.transfer_syntax = transfer_syntax
         self.card = card
+        self.num_samples = num_samples
         self.report = report
         self.scratch = scratch or Scratch()
 
@@ -112,8 +115,10 @@ class SaveRestored(Transform):
             )
             let_go(restored.difference[:, :, k])
             let_go(deviation[:, :, k])
-        floor_hu = self.card.uncertainty_floor * self.strength * review.noise_hu
-        return Uncertainty(deviation, scale=self.card.uncertainty_scale * self.strength, floor_hu=floor_hu)
+        scale, floor_hu = self.card.calibration.factors(
+            review.noise_hu, samples=self.num_samples, strength=self.strength
+        )
+        return Uncertainty(deviation, scale=scale, floor_hu=floor_hu)
 
     def _write(
         self,

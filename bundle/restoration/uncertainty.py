@@ -33,9 +33,9 @@ class Uncertainty:
 
     Args:
         deviation: over the samples, HU (H, W, D), float16 or float32.
-        scale: what makes its intervals right; 1 when it was not calibrated.
-        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike grows
-            with the slice's noise; None adds nothing.
+        scale: factor on it (`registry.Calibration.factors`).
+        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike; None
+            adds nothing.
     """
 
     dtype = np.dtype(np.float32)
@@ -52,10 +52,10 @@ class Uncertainty:
 
     def __getitem__(self, index: tuple[slice, slice, int]) -> np.ndarray:
         """HU (H, W) of one slice, float32: [:, :, k]."""
-        values: np.ndarray = self._deviation[index].astype(np.float32) * self._scale
+        values: np.ndarray = self._deviation[index].astype(np.float32)
         let_go(self._deviation[index])
-        floor_hu = self._floor_hu[index[2]]
-        return np.where(values > 0, np.hypot(values, np.float32(floor_hu)), 0) if floor_hu > 0 else values
+        calibrated = np.hypot(self._scale * values, np.float32(self._floor_hu[index[2]]))
+        return np.where(values > 0, calibrated, np.float32(0))
 
     def described(self, card: WeightsCard) -> dict[str, Any]:
         """For the summary: how large it is and what it means."""
@@ -65,7 +65,7 @@ class Uncertainty:
             "mean_hu": round(float(np.mean(means)), 3) if means else 0.0,
             "scale": round(float(self._scale), 4),
             "mean_floor_hu": round(float(self._floor_hu.mean()), 3),
-            "calibrated": card.uncertainty_scale_known,
+            "calibrated": card.calibration.known,
         }
 
 
@@ -114,7 +114,7 @@ def write_parametric_map(
             window_center=16.0 / STEP_HU,
             window_width=32.0 / STEP_HU,
             content_label="UNCERTAINTY",
-            content_description=("calibrated" if card.uncertainty_scale_known else "uncalibrated") + " deviation, HU",
+            content_description=("calibrated" if card.calibration.known else "uncalibrated") + " deviation, HU",
         )
         image.SeriesDescription = f"{sources[0].get('SeriesDescription', '')} uncertainty"[:64].strip()
         for keyword in ("BodyPartExamined", "Laterality"):  # highdicom leaves them out; one of them is required

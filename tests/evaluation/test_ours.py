@@ -12,7 +12,7 @@ from bundle.evaluation.ours import our_methods
 from bundle.metrics.noise import noise_level
 from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer
-from bundle.restoration.registry import NO_CARD
+from bundle.restoration.registry import NO_CARD, Calibration
 
 HU = phantom_hu(slices=4, size=64)
 PROBLEM = Problem("key", HU, np.roll(HU, 3), (0.8, 0.8, 2.5))
@@ -66,13 +66,15 @@ def test_the_mean_of_draws_says_how_sure_it_is_and_the_card_calibrates_it(rows):
     plain = methods["mean_of_2_samples"].estimate(PROBLEM)
     assert plain.deviation_hu.shape == HU.shape and (plain.deviation_hu >= 0).all() and plain.deviation_hu.max() > 0
     assert methods["restored"].estimate(PROBLEM).deviation_hu is None
-    card = dataclasses.replace(NO_CARD, uncertainty_scale=2.0, uncertainty_floor=0.5)
+    calibration = Calibration(scale=2.0, floor=0.5, constant_hu=1.0, known=True)
+    card = dataclasses.replace(NO_CARD, calibration=calibration)
     inferer = RestorationInferer(mixed_precision="off")
     options = {"device": torch.device("cpu"), "averaged_samples": 2, "averaged_steps": 3, "card": card}
     (found,) = [m for m in our_methods(network, inferer, **options) if m.name == "mean_of_2_samples"]
     calibrated = found.estimate(PROBLEM)
     np.testing.assert_array_equal(calibrated.volume_hu, plain.volume_hu)
-    expected = np.hypot(2 * plain.deviation_hu, 0.5 * noise_level(PROBLEM.degraded_hu))
+    scale, floor_hu = calibration.factors(noise_level(PROBLEM.degraded_hu), samples=2)
+    expected = np.hypot(scale * plain.deviation_hu, floor_hu)
     np.testing.assert_allclose(calibrated.deviation_hu, np.where(plain.deviation_hu > 0, expected, 0), rtol=1e-5)
 
 

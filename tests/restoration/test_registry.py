@@ -3,10 +3,11 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from bundle.errors import BundleError
-from bundle.restoration.registry import NO_CARD, objections, read_card, task_of, weights_for
+from bundle.restoration.registry import NO_CARD, Calibration, objections, read_card, task_of, weights_for
 
 CARD = {
     "schema": 1,
@@ -29,14 +30,23 @@ def weights(folder, name="model", **changes):
 def test_a_card_is_read_whole(tmp_path):
     card = read_card(weights(tmp_path))
     assert (card.task, card.sampler, card.domain) == ("denoise", "bridge", {"noise_hu": [5, 40]})
-    assert (card.residual_std, card.uncertainty_scale, card.uncertainty_scale_known) == ((0.5, 0.25), 1.3, True)
-    assert card.uncertainty_floor == 0.0
-    assert read_card(weights(tmp_path, uncertainty={"scale": 1.0, "floor": 0.5})).uncertainty_floor == 0.5
+    assert card.residual_std == (0.5, 0.25) and card.calibration == Calibration(scale=1.3, known=True)
+    fitted = {"scale": 1.0, "floor": 0.5, "constant_hu": 2.0}
+    assert read_card(weights(tmp_path, uncertainty=fitted)).calibration == Calibration(**fitted, known=True)
 
 
 def test_without_a_calibration_the_scale_is_one_and_said_to_be_unknown(tmp_path):
     card = read_card(weights(tmp_path, uncertainty={}))
-    assert (card.uncertainty_scale, card.uncertainty_scale_known) == (1.0, False)
+    assert card.calibration == Calibration() and not card.calibration.known
+    factor, added = card.calibration.factors(np.array([5.0, 20.0]), samples=2)
+    assert factor == 1 and not added.any()
+
+
+def test_a_calibrated_deviation_knows_noise_strength_and_the_mean_s_own_error():
+    calibration = Calibration(scale=2.0, floor=0.5, constant_hu=3.0, known=True)
+    factor, added = calibration.factors(np.array([0.0, 8.0]), samples=4, strength=0.5)
+    assert factor == pytest.approx(0.5 * 2.0 * np.sqrt(1.25))
+    np.testing.assert_allclose(added, 0.5 * np.sqrt(1.25) * np.array([3.0, 5.0]))
 
 
 def test_no_card_and_the_card_of_other_weights_are_none(tmp_path, caplog):
@@ -47,7 +57,16 @@ def test_no_card_and_the_card_of_other_weights_are_none(tmp_path, caplog):
     assert "other weights" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 1, "uncertainty": {"scale": "wide"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"schema": 2}',
+        '{"schema": 1, "uncertainty": {"scale": "wide"}}',
+        '{"schema": 1, "uncertainty": {"scale": -1}}',
+    ],
+)
 def test_a_damaged_card_is_named(tmp_path, text):
     path = weights(tmp_path)
     path.with_suffix(".json").write_text(text)

@@ -46,7 +46,7 @@ def test_samples_leave_their_mean_and_a_calibrated_deviation(tmp_path, weights):
     assert values.shape == restored.shape and np.allclose(deviation.affine, restored.affine_ras, atol=1e-4)
     source = read_volume(str(tmp_path / "in"))
     assert values.mean() > 0 and not values[0, -1].any(), "none in the air"
-    assert summary["uncertainty"]["calibrated"] and summary["uncertainty"]["scale"] == 2.0
+    assert summary["uncertainty"]["calibrated"] and summary["uncertainty"]["scale"] == pytest.approx(2.3094)
     image = pydicom.dcmread(folder / "uncertainty" / "deviation.dcm")
     assert image.NumberOfFrames == 4 and image.SOPClassUID.name.startswith("Parametric Map")
     float_restored = np.asarray(nibabel.load(folder / "volume.nii.gz").dataobj)
@@ -68,13 +68,14 @@ def test_the_floor_of_the_card_follows_the_noise_of_slices(tmp_path, weights):
     write_phantom_series(tmp_path / "in", slices=3)
     maps = []
     for number, floor in enumerate((0.0, 2.0)):
-        card(weights, uncertainty={"scale": 1.0, "floor": floor})
+        card(weights, uncertainty={"scale": 1.0, "floor": floor, "constant_hu": 1.5 * floor})
         out = tmp_path / f"out{number}"
         folder, summary = run(tmp_path, weights, steps=2, num_samples=2, strength=0.5, output_dir=out)
         maps.append(np.asarray(nibabel.load(folder / "uncertainty" / "deviation.nii.gz").dataobj))
     noise = noise_level(read_volume(str(tmp_path / "in")).array)
     touched = maps[0] > 0
-    expected = np.hypot(maps[0], np.broadcast_to(0.5 * 2.0 * noise, maps[0].shape))
+    of_mean = 0.5 * np.sqrt(1 + 1 / 2)
+    expected = np.hypot(maps[0], np.broadcast_to(of_mean * np.hypot(2.0 * noise, 3.0), maps[0].shape))
     np.testing.assert_allclose(maps[1][touched], expected[touched], rtol=1e-4)
     assert not maps[1][~touched].any() and summary["uncertainty"]["mean_floor_hu"] > 0
 

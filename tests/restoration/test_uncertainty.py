@@ -12,12 +12,12 @@ from phantom_series import write_phantom_series
 
 from bundle.dicom.index import read_volume
 from bundle.dicom.writer import Derivation, write_derived_series
-from bundle.restoration.registry import NO_CARD, WeightsCard
+from bundle.restoration.registry import NO_CARD, Calibration, WeightsCard
 from bundle.restoration.uncertainty import STEP_HU, Uncertainty, write_parametric_map
 
 DCIODVFY = Path(sys.executable).with_name("dciodvfy")
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 6)
-CALIBRATED = WeightsCard(uncertainty_scale=1.5, uncertainty_scale_known=True)
+CALIBRATED = WeightsCard(calibration=Calibration(scale=1.5, known=True))
 DERIVATION = Derivation(
     description="d", series_suffix="enhanced", settings_digest="ab", weights_digest="cd", software_version="0"
 )

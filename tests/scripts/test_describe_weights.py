@@ -10,6 +10,7 @@ from phantom_series import write_phantom_series
 
 from bundle.degrade.slabs import ThickSlices
 from bundle.dicom.index import read_volume
+from bundle.restoration.registry import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,39 +23,46 @@ def script():
     return module
 
 
-def series(script, *, seed, scale, floor, noise_hu, voxels=20000):
-    """Normal errors whose true deviation is that of `scale` and `floor`."""
+def series(script, *, seed, scale, floor, noise_hu, constant_hu=0.0, voxels=20000, samples=8):
+    """Normal errors whose true deviation is that of `scale`, `floor` and `constant_hu`."""
     rng = np.random.default_rng(seed)
     deviation = rng.gamma(4.0, noise_hu / 10, voxels)
     noise = np.full(voxels, noise_hu)
-    error = np.abs(rng.standard_normal(voxels)) * np.hypot(scale * deviation, floor * noise)
-    return script.coverage_table(error, deviation, noise)
+    true = Calibration(scale=scale, floor=floor, constant_hu=constant_hu, known=True)
+    factor, added = true.factors(noise, samples=samples)
+    error = np.abs(rng.standard_normal(voxels)) * np.hypot(factor * deviation, added)
+    return script.coverage_table(error, deviation, noise, samples=samples)
+
+
+def values(script, chosen):
+    return [grid[k] for grid, k in zip(script.GRIDS.values(), chosen, strict=True)]
+
+
+def test_what_made_the_errors_is_found(script):
+    tables = [
+        series(script, seed=seed, scale=1.4, floor=0.5, constant_hu=2.5, noise_hu=noise)
+        for seed, noise in enumerate((4.0, 15.0, 40.0))
+    ]
+    scale, floor, constant_hu = values(script, script.fitted(tables))
+    assert scale == pytest.approx(1.4, abs=0.3) and floor == pytest.approx(0.5, abs=0.15)
+    assert constant_hu == pytest.approx(2.5, abs=0.5)
+    normal = list(script.NORMAL_COVERAGE.values())
+    for number, table in enumerate(tables):
+        np.testing.assert_allclose(table[script.fitted(tables)], normal, atol=0.012)
+        np.testing.assert_allclose(script.left_out(tables, number), normal, atol=0.05)
 
 
 def test_the_samples_own_deviation_is_scaled_where_that_is_enough(script):
     tables = [series(script, seed=seed, scale=1.5, floor=0.0, noise_hu=noise) for seed, noise in ((0, 10), (1, 30))]
-    scale, floor = script.fitted(tables, script.FLOORS[:1])
-    assert script.SCALES[scale] == pytest.approx(1.5, abs=0.05) and script.FLOORS[floor] == 0
-    for number in (0, 1):
-        covered = script.left_out(tables, number, script.FLOORS[:1])
-        np.testing.assert_allclose(covered, list(script.NORMAL_COVERAGE.values()), atol=0.015)
+    scale, floor, constant_hu = values(script, script.fitted(tables))
+    assert scale == pytest.approx(1.5, abs=0.1) and floor <= 0.1 and constant_hu <= 1.0
 
 
-def test_a_floor_mends_what_a_scale_cannot(script):
-    """Series whose samples spread too little by different amounts, and whose error goes with their noise."""
-    tables = [series(script, seed=seed, scale=0.5, floor=0.7, noise_hu=10 * (seed + 1)) for seed in range(3)]
-    spread_less = script.coverage_table(*_as_given(script, scale=0.5, floor=0.7))
-    plain = [script.left_out([*tables, spread_less], k, script.FLOORS[:1]) for k in range(4)]
-    floored = [script.left_out([*tables, spread_less], k, script.FLOORS) for k in range(4)]
-    assert script.worst(floored) < 0.03 < script.worst(plain)
-
-
-def _as_given(script, *, scale, floor):
-    """Samples with half the spread for the same error."""
-    rng = np.random.default_rng(9)
-    deviation = rng.gamma(4.0, 1.0, 20000)
-    noise = np.full(20000, 20.0)
-    return np.abs(rng.standard_normal(20000)) * np.hypot(scale * deviation, floor * noise), deviation / 2, noise
+def test_the_mean_of_fewer_samples_is_less_sure(script):
+    """Errors of few samples' mean, with the fit of many: the term 1/n is what tells them apart."""
+    few = series(script, seed=1, scale=1.0, floor=0.5, noise_hu=20.0, samples=2)
+    many = series(script, seed=2, scale=1.0, floor=0.5, noise_hu=20.0, samples=64)
+    np.testing.assert_allclose(few[script.fitted([many])], list(script.NORMAL_COVERAGE.values()), atol=0.015)
 
 
 def test_slices_are_made_poor_as_the_task_says(script, tmp_path):
