@@ -269,6 +269,22 @@ def test_patches_that_cannot_be_trained_are_refused(scans, cache, tmp_path, chan
     assert says in str(find_bundle_error(raised.value))
 
 
+def test_the_quick_recipe_trains_stage_by_stage_and_goes_on_from_finished_weights(scans, cache, tmp_path):
+    steps = {"denoiser_steps": 1, "refiner_steps": 1, "joint_steps": 1, "patch_size": 32, "mixed_precision": "off"}
+    names = ("train.yaml", "quick.yaml")
+    workflow, trainer = make_workflow(scans, tmp_path / "first", cache=cache, configs=names, **steps)
+    workflow.run()
+    assert trainer.state.iteration == 3
+    first = torch.load(tmp_path / "first" / "model.pt", weights_only=True)
+    on = {**steps, "denoiser_steps": 0, "refiner_steps": 0, "weights_file": str(tmp_path / "first" / "model.pt")}
+    workflow, trainer = make_workflow(scans, tmp_path / "on", cache=cache, configs=names, **on)
+    workflow.run()
+    assert trainer.state.iteration == 1 and trainer.step.start_fraction == 0.8
+    second = torch.load(tmp_path / "on" / "model.pt", weights_only=True)
+    moved = {name.split(".")[0] for name, value in first.items() if not torch.equal(value, second[name])}
+    assert moved == {"denoiser", "refiner"}, "the autoencoder stays as it is"
+
+
 def test_the_polish_goes_on_from_finished_weights_in_one_phase(scans, cache, tmp_path):
     torch.manual_seed(2)
     former = build_restorer("tiny")
