@@ -1,5 +1,6 @@
 """Progress for people: a bar on a terminal, a line every few seconds in a log, nothing when quiet."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -9,6 +10,18 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 _quiet = False
+
+
+@contextlib.contextmanager
+def counted(description: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of code that calls back with (done, total)."""
+    with Progress(description, unit=unit) as progress:
+
+        def update(_: int, total: int) -> None:
+            progress.total = total
+            progress.update()
+
+        yield update
 
 
 def set_quiet(quiet: bool) -> None:

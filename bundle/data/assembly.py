@@ -1,5 +1,6 @@
 """From a data folder to training and validation parts, once per run; what the training configs call."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from bundle.data.recipe import describe
 from bundle.data.sources import find_cases
 from bundle.data.splits import Part, Split, split
 from bundle.files import write_json
+from bundle.progress import counted
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class TrainingData:
         validation_fraction: share of the patients that validate.
         validation_folders: folders whose patients validate, instead of a share.
         seed: of the split.
-        progress: called with (done, total) while preparing.
+        progress: called with (done, total) while preparing; None shows it.
     """
 
     def __init__(
@@ -125,14 +127,15 @@ class TrainingData:
             pairs=self.pairs,
             validation_fold=self.validation_fold,
         )
-        prepared, self.skipped = prepare_cases(
-            source.cases,
-            transform=self.transform,
-            cache_dir=self.cache_dir,
-            recipe=self.recipe,
-            realisations=self.realisations,
-            progress=self.progress,
-        )
+        with self._progress("case") as progress:
+            prepared, self.skipped = prepare_cases(
+                source.cases,
+                transform=self.transform,
+                cache_dir=self.cache_dir,
+                recipe=self.recipe,
+                realisations=self.realisations,
+                progress=progress,
+            )
         self.lost = len(self.skipped) + sum(not refusal.foreign for refusal in source.refused)
         # Series by their keys; a file without one by a number, for its path may name the patient.
         for number, refusal in enumerate(source.refused):
@@ -140,7 +143,8 @@ class TrainingData:
         return prepared
 
     def _prepared_from_hub(self) -> list[PreparedCase]:
-        prepared, self.skipped = prepare_archives(self._of_hub(), max_samples=self.max_samples, progress=self.progress)
+        with self._progress("archive") as progress:
+            prepared, self.skipped = prepare_archives(self._of_hub(), max_samples=self.max_samples, progress=progress)
         self.lost = len(self.skipped)
         return prepared
 
@@ -185,12 +189,16 @@ class TrainingData:
             told=self._archive_came,
         )
 
+    def _progress(self, unit: str) -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+        return contextlib.nullcontext(self.progress) if self.progress else counted("preparing", unit=unit)
+
     def prepare_all(self) -> None:
         """Prepare also what a training would not wait for."""
         if self.stream is None:
             _ = self.split
         else:
-            prepare_archives(self.stream.preparation, progress=self.progress, archives=self.stream.archives)
+            with self._progress("archive") as progress:
+                prepare_archives(self.stream.preparation, progress=progress, archives=self.stream.archives)
             self._note_skipped()
 
     def check(self) -> None:

@@ -8,7 +8,6 @@ from bundle.data.assembly import TrainingData
 from bundle.data.splits import Part
 from bundle.errors import ExitCode
 from bundle.files import require_writable
-from bundle.progress import Progress
 
 
 def prepare_ahead(data: TrainingData, output_folder: Path) -> None:
@@ -20,15 +19,8 @@ def prepare_ahead(data: TrainingData, output_folder: Path) -> None:
         BundleError: when the folder cannot be written to, or nothing is usable.
     """
     require_writable(output_folder, option="output_dir")
-    with Progress("preparing", unit="case") as progress:
-
-        def update(done: int, total: int) -> None:
-            progress.total = total
-            progress.update()
-
-        data.progress = update
-        data.prepare_all()
-        data.write_summary(output_folder / "data.json")
+    data.prepare_all()
+    data.write_summary(output_folder / "data.json")
     print("\n".join(told(data)))
     set_exit_code(ExitCode.PARTIAL if data.lost else ExitCode.DONE)
 

@@ -9,6 +9,7 @@ from bundle.data.assembly import TrainingData
 from bundle.data.joining import StreamedParts
 from bundle.data.splits import OTHER_PATIENTS, SAME_PATIENT
 from bundle.errors import BundleError
+from bundle.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,12 @@ def test_progress_is_told(scans, tmp_path):
     told = []
     _ = data(scans, tmp_path, progress=lambda *now: told.append(now)).split
     assert told[-1] == (3, 3)
+
+
+def test_a_training_that_has_to_prepare_shows_how_far_it_is(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(Progress.__init__.__kwdefaults__, "every_seconds", 0.0)
+    _ = data(scans, tmp_path).split
+    assert "preparing: 1/3 cases" in capsys.readouterr().err
 
 
 @pytest.fixture
