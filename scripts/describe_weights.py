@@ -1,14 +1,15 @@
 """Write the card of weights (models/model.json): task, checksum, domain, and a calibrated uncertainty.
 
     python scripts/describe_weights.py --dataset_dir CT --validation_folders rider_pilot_0117 crlm_1004 \
-        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 512] [--slices 3] [--gaps resample]
+        [--outside_domain FOLDER] [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 512] \
+        [--slices 3] [--gaps resample]
 
-The domain is the range of each property over all series, training and validation, but those named `--outside_domain`, the
-noise reaching up to that of a tenth of the dose. The calibration simulates a quarter of the dose, as training does, on slabs of the validation series
-(whole slices, unless `--size` takes the middle of them) and measures, first per latent channel what one step leaves
-unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of the mean of the samples. With
-`--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series that are as thick already are
-left out. A calibrated deviation is
+The domain is the range of each property over all series, training and validation, but those of `--outside_domain`; the
+noise reaches up to that of a tenth of the dose. The calibration simulates a quarter of the dose, as training does, on
+slabs of the validation series (whole slices, unless `--size` takes the middle of them) and measures, first per latent
+channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of
+the mean of the samples. With `--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series
+that are as thick already are left out. A calibrated deviation is
 
     sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * noise level of the slice)^2 + constant_hu^2)),
 
@@ -59,9 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--validation_folders", nargs="+", required=True)
-    parser.add_argument(
-        "--outside_domain", nargs="*", default=[], help="folders that calibrate, but do not widen the domain"
-    )
+    parser.add_argument("--outside_domain", nargs="*", default=[], help="folders that calibrate only")
     parser.add_argument("--weights_file", default=str(Path(bundle_root()) / "models" / "model.pt"))
     parser.add_argument("--preset", default="small")
     parser.add_argument("--name", default="small")
