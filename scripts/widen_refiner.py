@@ -1,8 +1,8 @@
 """Weights of the former, narrower refiner as weights of today's: python scripts/widen_refiner.py OLD.pt NEW.pt.
 
 The refiner of `small` and `full` had 12, 24 and 48 channels and saw the anatomy in units of 1000 HU; now it has 16, 32
-and 64 and sees it in units of 250 HU. The result computes the same, to rounding: what the new channels give goes nowhere
-until a training makes use of it (Chen et al. 2016, Net2Net, arXiv:1511.05641). Takes flat weights.
+and 64 and sees it in units of 250 HU. The result computes the same, to rounding: what the new channels give goes
+nowhere until a training makes use of it (Chen et al. 2016, Net2Net, arXiv:1511.05641). Takes flat weights.
 """
 
 import argparse
