@@ -1,14 +1,15 @@
 """Write the card of weights (models/model.json): task, checksum, domain, and a calibrated uncertainty.
 
     python scripts/describe_weights.py --dataset_dir CT --validation_folders rider_pilot_0117 crlm_1004 \
-        [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 512] [--slices 3] [--gaps resample]
+        [--outside_domain FOLDER] [--weights_file models/model.pt] [--steps 4] [--num_samples 8] [--size 512] \
+        [--slices 3] [--gaps resample]
 
-The domain is the range of each property over all series, training and validation, the noise reaching up to that of a
-tenth of the dose. The calibration simulates a quarter of the dose, as training does, on slabs of the validation series
-(whole slices, unless `--size` takes the middle of them) and measures, first per latent channel what one step leaves
-unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of the mean of the samples. With
-`--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series that are as thick already are
-left out. A calibrated deviation is
+The domain is the range of each property over all series, training and validation, but those of `--outside_domain`; the
+noise reaches up to that of a tenth of the dose. The calibration simulates a quarter of the dose, as training does, on
+slabs of the validation series (whole slices, unless `--size` takes the middle of them) and measures, first per latent
+channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of
+the mean of the samples. With `--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series
+that are as thick already are left out. A calibrated deviation is
 
     sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * noise level of the slice)^2 + constant_hu^2)),
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--validation_folders", nargs="+", required=True)
+    parser.add_argument("--outside_domain", nargs="*", default=[], help="folders that calibrate only")
     parser.add_argument("--weights_file", default=str(Path(bundle_root()) / "models" / "model.pt"))
     parser.add_argument("--preset", default="small")
     parser.add_argument("--name", default="small")
@@ -77,11 +79,13 @@ def main() -> None:
     cases = find_cases(options.dataset_dir, gaps=options.gaps).cases
     volumes = [read_volume(case.files, gaps=options.gaps) for case in cases]
     used = [options.task == "denoise" or thick(options).changes(volume.spacing_mm[2]) for volume in volumes]
-    domain = measured_domain([volume for volume, use in zip(volumes, used, strict=True) if use], options)
+    names = [Path(case.label).name for case in cases]
+    inside = [use and name not in options.outside_domain for use, name in zip(used, names, strict=True)]
+    domain = measured_domain([volume for volume, use in zip(volumes, inside, strict=True) if use], options)
     validation = [
         volume
-        for volume, case, use in zip(volumes, cases, used, strict=True)
-        if use and Path(case.label).name in options.validation_folders
+        for volume, name, use in zip(volumes, names, used, strict=True)
+        if use and name in options.validation_folders
     ]
     card: dict[str, Any] = {
         "schema": 1,

@@ -26,7 +26,7 @@ from bundle.restoration.region import touchable
 from bundle.restoration.tiles import Span
 
 # Tile sizes and the slices that neighbours repeat; the first is the default.
-TILES = [((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 16), 4), ((512, 512, 8), 4), ((128, 128, 24), 8)]
+TILES = [((512, 512, 24), 8), ((512, 512, 28), 10), ((512, 512, 32), 12), ((512, 512, 16), 8), ((512, 512, 8), 4)]
 DISTANCES = 10
 MULTIPLE = 16  # of the presets' networks
 

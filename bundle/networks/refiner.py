@@ -10,6 +10,7 @@ from bundle.networks.layout import from_slices_first, to_slices_first, use_slice
 from bundle.networks.norm import drop_norms
 
 _LOCAL_MEAN = (1, 5, 5)  # slices, rows, columns whose mean is taken off, so that anatomy's level is not seen
+ANATOMY_SCALE = 4.0  # air is -4 and soft tissue differs by tenths, as large as the other features differ
 
 
 class Refiner(nn.Module):
@@ -56,7 +57,7 @@ class Refiner(nn.Module):
         features = [
             ((base - restored) / noise).clamp(-6.0, 6.0),
             ((restored - local_mean) / noise).clamp(-6.0, 6.0),
-            restored.clamp(-1.0, 1.0),
+            (ANATOMY_SCALE * restored).clamp(-ANATOMY_SCALE, ANATOMY_SCALE),
             noise.log().expand_as(base),
         ]
         # Maps of one channel hand no order of channels on, and in the wrong one the network takes twice the time.
