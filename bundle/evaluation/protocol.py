@@ -19,7 +19,8 @@ from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
 from bundle.evaluation.phantom import make_phantom
 from bundle.evaluation.problems import make_problem
 from bundle.evaluation.records import Records
-from bundle.evaluation.tables import KEY_METRIC, Row, TrainingRecord, mean_rows, write_tables
+from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, write_tables
+from bundle.evaluation.training_record import TrainingRecord
 from bundle.files import require_writable
 from bundle.networks.restorer import Restorer
 from bundle.restoration.evaluator import SeriesEvaluator, use_card

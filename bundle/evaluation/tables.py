@@ -1,7 +1,6 @@
 """The tables of an evaluation: metrics.json (schema versioned), metrics.csv, slices.csv, and one for the screen."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,28 +169,6 @@ def screen_table(means: Sequence[Row], *, series: int, missing: Mapping[str, str
     lines.append(f"PSNR and SSIM on [-1000, 1000] HU, data range 2000 HU; mean of {series} series;")
     lines.append(f"these series: {means[0].trained_on}")
     return "\n".join(lines)
-
-
-class TrainingRecord:
-    """What a training run's data.json says of each series.
-
-    Args:
-        training_file: the file; where there is none, or it cannot be read, nothing is claimed of any series.
-    """
-
-    def __init__(self, training_file: str | Path | None) -> None:
-        self._said: dict[str, str] | None = None
-        try:
-            content = json.loads(Path(training_file).read_text()) if training_file else None
-        except (OSError, ValueError):
-            return
-        if isinstance(content, dict):
-            validated = {entry["series"]: "validated on during training" for entry in content.get("validation", [])}
-            self._said = validated | {entry["series"]: "also trained on" for entry in content.get("train", [])}
-
-    def of(self, key: str) -> str:
-        """Return what is known of the series with this key, in words."""
-        return "training data unknown" if self._said is None else self._said.get(key, "not trained on")
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

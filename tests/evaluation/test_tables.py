@@ -6,12 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from training_fixtures import ROOT
 
 from bundle.evaluation.measures import METRICS, SLICE_METRICS
 from bundle.evaluation.tables import (
     Row,
-    TrainingRecord,
     best_baseline,
     mean_rows,
     screen_table,
@@ -92,24 +90,3 @@ def test_the_screen_table_fits_80_columns_and_names_ranges_and_training():
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "[-1000, 1000] HU" in text and "2000 HU" in text and "also trained on" in text
     assert "redcnn: no weights" in text and "restored against bm3d: -0.50 HU" in text
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]x", "[]"])
-def test_a_missing_or_broken_training_file_claims_nothing(tmp_path, content):
-    path = tmp_path / "data.json"
-    if content is not None:
-        path.write_text(content)
-    assert TrainingRecord(path).of("a") == "training data unknown" == TrainingRecord(None).of("a")
-
-
-def test_a_series_on_both_sides_was_trained_on(tmp_path):
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps({"train": [{"series": "a"}], "validation": [{"series": "a"}, {"series": "b"}]}))
-    said = {key: TrainingRecord(path).of(key) for key in "abc"}
-    assert said == {"a": "also trained on", "b": "validated on during training", "c": "not trained on"}
-
-
-def test_the_record_of_the_shipped_weights_keeps_the_sides_apart():
-    content = json.loads((ROOT / "models" / "data.json").read_text())
-    train, validation = ({entry["series"] for entry in content[side]} for side in ("train", "validation"))
-    assert train and validation and not train & validation

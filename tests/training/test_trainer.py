@@ -304,3 +304,15 @@ def test_the_polish_goes_on_from_finished_weights_in_one_phase(scans, cache, tmp
     trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert trained.keys() == former.state_dict().keys()
     assert any(not torch.equal(trained[name], value) for name, value in former.state_dict().items())
+
+
+def test_the_recipe_for_thin_slices_trains_on_thick_ones_without_simulated_noise(scans, cache, tmp_path):
+    steps = {"denoiser_steps": 1, "refiner_steps": 1, "joint_steps": 1, "patch_size": 32, "mixed_precision": "off"}
+    thicker = {"slice_thickness_mm": [50.0], "num_slices": 2}  # the fixture's slices are few and thick
+    workflow, trainer = make_workflow(
+        scans, tmp_path / "out", configs=("train.yaml", "quick.yaml", "thin.yaml"), **steps, **thicker
+    )
+    workflow.run()
+    assert trainer.state.iteration == 3 and trainer.step.loss_corner == 30
+    kinds = {step["kind"] for index in range(8) for step in trainer.dataset.metadata((0, index))["degradation"]}
+    assert kinds == {"thick_slices"}
