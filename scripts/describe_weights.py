@@ -8,8 +8,9 @@ The domain is the range of each property over all series, training and validatio
 noise reaches up to that of a tenth of the dose. The calibration simulates a quarter of the dose, as training does, on
 slabs of the validation series (whole slices, unless `--size` takes the middle of them) and measures, first per latent
 channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of
-the mean of the samples. With `--task thin --slice_thickness_mm 5` thick slices take the place of low dose, and series
-that are as thick already are left out. A calibrated deviation is
+the mean of the samples. With `--task thin --slice_thickness_mm 3 5` thick slices take the place of low dose, and series
+that are as thick already are left out: the first thickness calibrates, and from the least to the largest is the domain's
+slice thickness, because that of a series to be made thin is the thick slices'. A calibrated deviation is
 
     sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * noise level of the slice)^2 + constant_hu^2)),
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--gaps", default="refuse")
     parser.add_argument("--task", choices=TASKS, default="denoise")
-    parser.add_argument("--slice_thickness_mm", type=float, default=5.0)
+    parser.add_argument("--slice_thickness_mm", type=float, nargs="+", default=[5.0])
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
@@ -109,6 +110,8 @@ def measured_domain(volumes: list[Volume], options: argparse.Namespace) -> dict[
         if not values:
             continue
         low, high = min(values), max(values)
+        if name == "thickness_mm" and options.task == "thin":
+            low, high = min(options.slice_thickness_mm), max(options.slice_thickness_mm)
         if name == "noise_hu":
             poorest = [poorest_noise(volume, options) for volume in volumes]
             low, high = min(low, *poorest), max(high, *poorest)
@@ -127,7 +130,7 @@ def poorest_noise(volume: Volume, options: argparse.Namespace) -> float:
 
 def thick(options: argparse.Namespace) -> ThickSlices:
     """What thick slices are simulated."""
-    return ThickSlices(thickness_mm=options.slice_thickness_mm)
+    return ThickSlices(thickness_mm=options.slice_thickness_mm[0])
 
 
 def degraded(
@@ -157,7 +160,7 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
         "sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * the slice's noise level)^2 + constant_hu^2))",
         "steps": options.steps,
         "num_samples": options.num_samples,
-        **({"dose": CALIBRATED_DOSE} if options.task == "denoise" else {"thickness_mm": options.slice_thickness_mm}),
+        **({"dose": CALIBRATED_DOSE} if options.task == "denoise" else {"thickness_mm": options.slice_thickness_mm[0]}),
         "residual_std": [round(float(value), 4) for value in residual],
         **{name: round(float(grid[k]), 4) for (name, grid), k in zip(GRIDS.items(), chosen, strict=True)},
         "coverage_unscaled": by_deviations(np.mean([table[index_of(SCALES, 1.0), 0, 0] for table in tables], axis=0)),

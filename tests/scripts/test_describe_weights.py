@@ -68,7 +68,7 @@ def test_the_mean_of_fewer_samples_is_less_sure(script):
 def test_slices_are_made_poor_as_the_task_says(script, tmp_path):
     write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
     volume = read_volume(str(tmp_path))
-    options = argparse.Namespace(task="thin", slice_thickness_mm=5.0, size=32, slices=4)
+    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
     poor, clean, level, spacing = script.slab(volume, options)
     expected = ThickSlices(thickness_mm=5.0).apply(volume.array, step_mm=1.0)[16:48, 16:48, 13:17]
     np.testing.assert_allclose(poor, expected, atol=1e-3)  # as of the whole series
@@ -76,6 +76,15 @@ def test_slices_are_made_poor_as_the_task_says(script, tmp_path):
     assert level.shape == (4,) and spacing == volume.spacing_mm
     quarter, clean, *_ = script.slab(volume, argparse.Namespace(**{**vars(options), "task": "denoise"}))
     assert quarter.std() > clean.std() > poor.std()
+
+
+def test_the_domain_of_weights_for_thin_slices_is_that_of_what_they_are_given(script, tmp_path):
+    write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
+    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
+    domain = script.measured_domain([read_volume(str(tmp_path))], options)
+    low, high = domain["thickness_mm"]
+    assert 2.5 < low <= 3 and 5 <= high < 6, "the thick slices', not the thin ones that they were made of"
+    assert domain["slice_mm"][0] <= 1 <= domain["slice_mm"][1], "the grid that is restored"
 
 
 def test_numbers_are_named_by_deviations(script):
