@@ -9,8 +9,8 @@ noise reaches up to that of a tenth of the dose. The calibration simulates a qua
 slabs of the validation series (whole slices, unless `--size` takes the middle of them) and measures, first per latent
 channel what one step leaves unknown, then how often the full-dose scan lies within 1, 2 and 3 calibrated deviations of
 the mean of the samples. With `--task thin --slice_thickness_mm 3 5` thick slices take the place of low dose, and series
-that are as thick already are left out: the first thickness calibrates, and from the least to the largest is the domain's
-slice thickness, because that of a series to be made thin is the thick slices'. A calibrated deviation is
+that are as thick already are left out: the first thickness calibrates, and from the least to the largest goes the slice
+thickness of the domain, because that of a series to be made thin is the thick slices'. A calibrated deviation is
 
     sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * noise level of the slice)^2 + constant_hu^2)),
 
