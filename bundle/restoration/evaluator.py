@@ -16,12 +16,13 @@ from monai.data import MetaTensor, ThreadDataLoader
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader
 
+from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import Refusal
 from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
-from bundle.errors import BundleError, InterruptedRun
+from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.networks.restorer import Restorer
 from bundle.pages import Scratch, let_go
 from bundle.progress import Progress
@@ -76,6 +77,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         self.logger.setLevel(logging.CRITICAL)
         self.verb = verb
         self.stop_asked = threading.Event()
+        self.defect = False  # whether a series failed by one of ours
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Do the work on one series."""
@@ -129,6 +131,7 @@ class SeriesEvaluator(SupervisedEvaluator):
             self.process(case, batchdata["data"])
         except Exception as error:
             known = failure_of(error)
+            self.defect |= known.exit_code == ExitCode.DEFECT
             self.fail(case, known)
             logger.warning("series %s: %s", case.key, known)
         else:
@@ -203,6 +206,8 @@ class RestorationEvaluator(SeriesEvaluator):
                 super().run(global_epoch)
         finally:
             self.output.write_summary(self.refused)
+        if self.defect:
+            set_exit_code(ExitCode.DEFECT)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Restore one series and write it.
