@@ -167,8 +167,8 @@ class GaussianDiffusion:
         return abar**0.5, (1 - abar) ** 0.5
 
     def _alpha_bar(self, t: float | torch.Tensor) -> torch.Tensor:
-        index = torch.as_tensor(t, dtype=torch.float64).cpu() * self.train_steps
-        return self.alpha_bar[index.round().long()]
+        index = torch.as_tensor(t, dtype=torch.float64) * self.train_steps
+        return self.alpha_bar.to(index.device)[index.round().long()]
 
     def _levels(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """sqrt(abar) and sqrt(1 - abar), shaped to broadcast against `like`."""
