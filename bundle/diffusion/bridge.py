@@ -31,6 +31,11 @@ class BrownianBridge:
     start_fraction: float = 0.45
     residual_std: Sequence[float] | None = None
 
+    @property
+    def method(self) -> str:
+        """'bridge': its other settings belong to the weights."""
+        return "bridge"
+
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,)."""
         start = torch.rand(batch, generator=generator) < self.start_fraction

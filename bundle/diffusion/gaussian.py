@@ -56,6 +56,12 @@ class GaussianDiffusion:
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
         object.__setattr__(self, "alpha_bar", alpha_bar)
 
+    @property
+    def method(self) -> str:
+        """The sampler, with its eta and start time where they are not the usual ones."""
+        eta = f", eta {self.eta:g}" if self.eta else ""
+        return self.sampler + eta + (f", start_time {self.start_time:g}" if self.start_time < 1 else "")
+
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,), uniform over the training steps."""
         return torch.randint(1, self.train_steps + 1, (batch,), generator=generator) / self.train_steps

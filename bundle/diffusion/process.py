@@ -18,6 +18,10 @@ Noise = Callable[[int], torch.Tensor]
 class DiffusionProcess(Protocol):
     """A forward process with a known inverse, given a prediction."""
 
+    @property
+    def method(self) -> str:
+        """Which sampler, with everything but the number of steps that decides how it draws."""
+
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,)."""
 

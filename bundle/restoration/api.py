@@ -32,8 +32,9 @@ from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
-from bundle.restoration.region import apply_difference
+from bundle.restoration.region import apply_difference, touchable
 from bundle.restoration.registry import WeightsCard
+from bundle.restoration.restored import left_out_hu
 from bundle.restoration.uncertainty import Uncertainty
 
 
@@ -138,14 +139,16 @@ class LoadedRestorer:
                     bar.update(piece.difference.shape[-1])
         native = self._native(maps, prepared)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
-        uncertainty = self._uncertainty(native[1], volume_hu, restored) if deviation else None
+        uncertainty = self._uncertainty(native, volume_hu, padding_mask) if deviation else None
         return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
 
-    def _uncertainty(self, deviation: np.ndarray, volume_hu: np.ndarray, restored: np.ndarray) -> np.ndarray:
-        """Calibrated deviation (H, W, D) of what was touched, HU."""
-        touched = np.where(restored != volume_hu, deviation, 0)
+    def _uncertainty(self, native: np.ndarray, volume_hu: np.ndarray, padding_mask: np.ndarray | None) -> np.ndarray:
+        """Calibrated deviation (H, W, D) of what a whole restoration changes, HU."""
+        difference, deviation = np.where(touchable(volume_hu, padding_mask), native, 0)
+        touched = np.where(difference != 0, deviation, 0)
+        left_out = left_out_hu(difference, strength=self.strength)
         scale, floor_hu = self.calibration.factors(
-            noise_level(volume_hu), samples=self.inferer.num_samples, strength=self.strength
+            noise_level(volume_hu), samples=self.inferer.num_samples, left_out_hu=left_out
         )
         calibrated = Uncertainty(touched, scale=scale, floor_hu=floor_hu)
         return np.stack([calibrated[:, :, k] for k in range(touched.shape[2])], axis=2)

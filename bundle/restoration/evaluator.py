@@ -228,6 +228,8 @@ class RestorationEvaluator(SeriesEvaluator):
         finished = {"case": case, "image": image, "difference": MetaTensor(difference, meta=image.meta)}
         if deviation is not None:
             finished["deviation"] = MetaTensor(deviation, meta=image.meta)
+            method = cast(Restorer, self.network).process.method
+            finished["calibrated"] = self.card.calibrates(method, steps=self.inferer.steps)
         self.finish({**finished, "domain": domain})
 
     def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:

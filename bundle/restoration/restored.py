@@ -27,6 +27,23 @@ class SourceSlices(Protocol):
         """Bool (H, W): what was never measured."""
 
 
+def left_out_hu(difference: np.ndarray, *, strength: float) -> np.ndarray:
+    """What a strength below 1 leaves out, HU per slice (D,): (1 - strength) x root mean square of the difference.
+
+    Args:
+        difference: restored minus input in HU (H, W, D), 0 where nothing may be touched; these voxels do not count.
+        strength: share of it that is applied.
+    """
+    if strength == 1:
+        return np.zeros(difference.shape[2])
+    found = []
+    for k in range(difference.shape[2]):
+        change = difference[:, :, k].astype(np.float64)
+        let_go(difference[:, :, k])
+        found.append(np.sqrt(np.square(change).sum() / max(np.count_nonzero(change), 1)))
+    return (1 - strength) * np.array(found)
+
+
 class RestoredSlices:
     """HU of the source plus strength times a difference where a restoration may touch it, else the source exactly.
 

@@ -24,7 +24,7 @@ from bundle.restoration.nifti import NiftiSource, write_nifti
 from bundle.restoration.outputs import SCHEMA, RunOutput
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.report import write_report
-from bundle.restoration.restored import RestoredSlices, SourceSlices
+from bundle.restoration.restored import RestoredSlices, SourceSlices, left_out_hu
 from bundle.restoration.review import Review
 from bundle.restoration.uncertainty import Uncertainty, write_parametric_map
 
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 class SaveRestored(Transform):
     """Last of the postprocessing: adds the difference to the native volume and writes the derived series.
 
-    Takes {'case', 'image', 'difference'} and optionally 'deviation' and 'domain': image carries its source,
-    difference and deviation (1, H, W, D) in HU are on its grid. Voxels outside the body, padding and values beyond
-    the hard limits keep their stored values bit for bit.
+    Takes {'case', 'image', 'difference'} and optionally 'deviation', 'calibrated' (whether the card is for draws like
+    these) and 'domain': image carries its source, difference and deviation (1, H, W, D) in HU are on its grid. Voxels
+    outside the body, padding and values beyond the hard limits keep their stored values bit for bit.
 
     Args:
         output: the run's output.
@@ -115,10 +115,9 @@ class SaveRestored(Transform):
             )
             let_go(restored.difference[:, :, k])
             let_go(deviation[:, :, k])
-        scale, floor_hu = self.card.calibration.factors(
-            review.noise_hu, samples=self.num_samples, strength=self.strength
-        )
-        return Uncertainty(deviation, scale=scale, floor_hu=floor_hu)
+        left_out = left_out_hu(restored.difference, strength=self.strength)
+        scale, floor_hu = self.card.calibration.factors(review.noise_hu, samples=self.num_samples, left_out_hu=left_out)
+        return Uncertainty(deviation, scale=scale, floor_hu=floor_hu, calibrated=bool(data.get("calibrated")))
 
     def _write(
         self,
@@ -155,7 +154,7 @@ class SaveRestored(Transform):
             write_nifti(folder / "volume.nii.gz", restored, source)
         if uncertainty is not None:
             target, now = folder / "uncertainty", self.output.now
-            write_parametric_map(target, uncertainty, derived, now=now, card=self.card, pages=self.scratch)
+            write_parametric_map(target, uncertainty, derived, now=now, pages=self.scratch)
             write_nifti(folder / "uncertainty" / "deviation.nii.gz", uncertainty, source)
         return derived.uid_mapping
 
@@ -181,7 +180,7 @@ class SaveRestored(Transform):
             "interpolated_slices": interpolated,
             **found,
             **({} if domain is None else {"in_domain": domain.word, "domain": domain.described()}),
-            **({} if uncertainty is None else {"uncertainty": uncertainty.described(self.card)}),
+            **({} if uncertainty is None else {"uncertainty": uncertainty.described()}),
             "settings": self.output.settings,
             "weights_sha256": self.output.weights_digest,
             "software_version": bundle.__version__,

@@ -22,7 +22,6 @@ from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
 from bundle.files import digest_of
 from bundle.pages import Pages, let_go, plain_pages
-from bundle.restoration.registry import WeightsCard
 
 STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
 _SERIES_NUMBER_OFFSET = 1000
@@ -34,15 +33,19 @@ class Uncertainty:
     Args:
         deviation: over the samples, HU (H, W, D), float16 or float32.
         scale: factor on it (`registry.Calibration.factors`).
-        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike; None
-            adds nothing.
+        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike, and
+            what was left out; None adds nothing.
+        calibrated: whether scale and floor were fitted to samples that are drawn as these were.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, deviation: np.ndarray, *, scale: float, floor_hu: np.ndarray | None = None) -> None:
+    def __init__(
+        self, deviation: np.ndarray, *, scale: float, floor_hu: np.ndarray | None = None, calibrated: bool = False
+    ) -> None:
         self._deviation, self._scale = deviation, np.float32(scale)
         self._floor_hu = np.zeros(deviation.shape[2]) if floor_hu is None else floor_hu
+        self.calibrated = calibrated
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,7 +60,7 @@ class Uncertainty:
         calibrated = np.hypot(self._scale * values, np.float32(self._floor_hu[index[2]]))
         return np.where(values > 0, calibrated, np.float32(0))
 
-    def described(self, card: WeightsCard) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For the summary: how large it is and what it means."""
         means = [float(values[values > 0].mean()) for k in range(self.shape[2]) if (values := self[:, :, k]).any()]
         return {
@@ -65,7 +68,7 @@ class Uncertainty:
             "mean_hu": round(float(np.mean(means)), 3) if means else 0.0,
             "scale": round(float(self._scale), 4),
             "mean_floor_hu": round(float(self._floor_hu.mean()), 3),
-            "calibrated": card.calibration.known,
+            "calibrated": self.calibrated,
         }
 
 
@@ -75,7 +78,6 @@ def write_parametric_map(
     derived: DerivedSeries,
     *,
     now: datetime.datetime,
-    card: WeightsCard,
     pages: Pages = plain_pages,
 ) -> Path:
     """Write uncertainty/deviation.dcm, a Parametric Map on the derived series' frames; returns its path.
@@ -85,7 +87,6 @@ def write_parametric_map(
         uncertainty: on the derived series' grid.
         derived: what was written before; its files are read for their headers.
         now: the run's clock.
-        card: says whether the values are calibrated.
         pages: makes the array for the stored values, in memory or on disk.
     """
     height, width, depth = uncertainty.shape
@@ -114,7 +115,7 @@ def write_parametric_map(
             window_center=16.0 / STEP_HU,
             window_width=32.0 / STEP_HU,
             content_label="UNCERTAINTY",
-            content_description=("calibrated" if card.calibration.known else "uncalibrated") + " deviation, HU",
+            content_description=("calibrated" if uncertainty.calibrated else "uncalibrated") + " deviation, HU",
         )
         image.SeriesDescription = f"{sources[0].get('SeriesDescription', '')} uncertainty"[:64].strip()
         for keyword in ("BodyPartExamined", "Laterality"):  # highdicom leaves them out; one of them is required

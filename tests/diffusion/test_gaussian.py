@@ -315,6 +315,12 @@ def test_the_second_order_is_more_exact_for_the_same_work():
         assert error_in_mid_flight("dpm_solver", steps) < 0.5 * error_in_mid_flight("ddim", steps)
 
 
+def test_what_decides_a_draw_is_said():
+    processes = [{}, {"eta": 0.5}, {"sampler": "ddpm"}, {"start_time": 0.3}, {"sampler": "dpm_solver"}]
+    said = [GaussianDiffusion(**options).method for options in processes]
+    assert said == ["ddim", "ddim, eta 0.5", "ddpm", "ddim, start_time 0.3", "dpm_solver"]
+
+
 def test_eta_goes_from_ddim_to_ddpm():
     def deviation(**options):
         return toy_deviation(GaussianDiffusion(**options), 20)
