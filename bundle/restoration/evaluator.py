@@ -61,6 +61,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         read_ahead: bool = False,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
+        inferer.require_fit(network)
         loader: Any = DataLoader(dataset, batch_size=1, collate_fn=single)
         if read_ahead:
             source = cast(Any, dataset)  # MONAI's type is its own Dataset, its code takes torch's

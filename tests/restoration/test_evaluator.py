@@ -218,6 +218,16 @@ def test_a_disk_that_fills_up_ends_the_run_also_while_the_next_series_is_read(
     assert len(summary["series"]) == 1 and not summary["failed"]
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_samples": 2}, {"steps": 2, "flips": 2}, {"steps": 51, "sampler": "ddim", "start_time": 0.05}]
+)
+def test_settings_that_no_series_can_be_restored_with_end_the_run_before_any(tmp_path, run, two_series, options):
+    with pytest.raises(RuntimeError) as raised:
+        run(two_series, **options)
+    assert find_bundle_error(raised.value).exit_code == ExitCode.USER
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_identifier_outside_the_private_summary(tmp_path, run, caplog, capsys):
     write_phantom_series(tmp_path / "DOE_JANE", slices=4, patient="SECRET-42")
     run(tmp_path / "DOE_JANE")

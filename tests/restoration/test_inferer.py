@@ -209,6 +209,13 @@ def test_flips_are_the_mean_of_restorations_of_mirror_images(network, volume, fl
     assert (found - once[0]).abs().max() > 0.05
 
 
+def test_more_steps_than_lie_before_the_start_are_refused(volume):
+    late = build_restorer("tiny", sampler="dpm_solver", start_time=0.05)
+    with pytest.raises(BundleError, match="steps must be at most 50 with this sampler and start_time, not 51"):
+        inferer(steps=51).require_fit(late)
+    inferer(steps=50).require_fit(late)
+
+
 def test_flips_that_cannot_be_are_refused(network, volume):
     with pytest.raises(BundleError, match="flips must be 1, 2 or 4, not 3"):
         inferer(flips=3)
