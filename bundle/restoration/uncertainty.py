@@ -17,6 +17,7 @@ import pydicom
 from pydicom.sr.codedict import codes
 
 from bundle import __version__
+from bundle.dicom.derived_header import series_description
 from bundle.dicom.elements import quiet
 from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
@@ -117,7 +118,8 @@ def write_parametric_map(
             content_label="UNCERTAINTY",
             content_description=("calibrated" if uncertainty.calibrated else "uncalibrated") + " deviation, HU",
         )
-        image.SeriesDescription = f"{sources[0].get('SeriesDescription', '')} uncertainty"[:64].strip()
+        before = str(sources[0].get("SeriesDescription", "")).removesuffix(derived.series_suffix)
+        image.SeriesDescription = series_description(before, f"{derived.series_suffix} uncertainty")
         for keyword in ("BodyPartExamined", "Laterality"):  # highdicom leaves them out; one of them is required
             if keyword in sources[0]:
                 setattr(image, keyword, sources[0][keyword].value)

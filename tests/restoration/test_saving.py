@@ -126,12 +126,15 @@ def test_nifti_in_nifti_out(tmp_path, weights):
 
 
 def test_outside_the_domain_is_said_everywhere_and_goes_on(tmp_path, weights, capsys):
-    write_phantom_series(tmp_path / "in", slices=3)
+    write_phantom_series(tmp_path / "in", slices=3, SeriesDescription="long " * 12 + "yes")
     card(weights, domain={"noise_hu": [1.0, 2.0]})
-    folder, summary = run(tmp_path, weights)
+    folder, summary = run(tmp_path, weights, steps=2, num_samples=2)
     assert summary["in_domain"] == "no" and "noise" in summary["domain"]["reasons"][0]
     header = pydicom.dcmread(next((folder / "dicom").iterdir()), stop_before_pixels=True)
-    assert "out of domain" in header.SeriesDescription
+    assert header.SeriesDescription.startswith("long") and header.SeriesDescription.endswith("enhanced (out of domain)")
+    deviation = pydicom.dcmread(folder / "uncertainty" / "deviation.dcm", stop_before_pixels=True)
+    assert deviation.SeriesDescription.startswith("long long")
+    assert deviation.SeriesDescription.endswith("enhanced (out of domain) uncertainty")
     assert "domain: no (noise" in header.DerivationDescription
     assert "outside the weights' domain" in "".join(capsys.readouterr())
     assert exit_code() == ExitCode.DONE
