@@ -112,13 +112,15 @@ def read_card(weights_file: str | Path) -> WeightsCard:
     return card
 
 
-def task_of(card: WeightsCard, task: str) -> WeightsCard:
+def task_of(card: WeightsCard, task: str, *, slice_spacing_mm: float | None = None) -> WeightsCard:
     """Return `card` when its weights are for `task`, or it does not say for what they are.
 
     Raises:
-        BundleError: when the task is unknown, or the weights are for another one.
+        BundleError: when the task is unknown, the weights are for another one, or thin slices are at no distance.
     """
     _require_task(task)
+    if task == "thin" and slice_spacing_mm is None:
+        raise BundleError("task 'thin' needs slice_spacing_mm", hint="set --slice_spacing_mm 1, or --task denoise")
     if card.task not in ("", task):
         raise BundleError(
             f"these weights are for task '{card.task}', not '{task}'", hint=f"set --task {card.task}, or name others"

@@ -104,9 +104,15 @@ def test_weights_without_a_card_are_for_denoising(tmp_path):
 
 def test_weights_of_another_task_are_refused(tmp_path):
     card = read_card(weights(tmp_path, task="thin"))
-    assert task_of(card, "thin") is card and task_of(NO_CARD, "thin") is NO_CARD
+    assert all(task_of(one, "thin", slice_spacing_mm=1.0) is one for one in (card, NO_CARD))
     with pytest.raises(BundleError, match="are for task 'thin', not 'denoise'"):
         task_of(card, "denoise")
+
+
+def test_thin_slices_need_their_distance(tmp_path):
+    for card in (read_card(weights(tmp_path, task="thin")), NO_CARD):
+        with pytest.raises(BundleError, match="task 'thin' needs slice_spacing_mm"):
+            task_of(card, "thin", slice_spacing_mm=None)
 
 
 def test_thin_slices_are_no_matter_for_weights_that_denoise(tmp_path):
