@@ -34,8 +34,7 @@ from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import apply_difference, touchable
 from bundle.restoration.registry import WeightsCard
-from bundle.restoration.restored import left_out_hu
-from bundle.restoration.uncertainty import Uncertainty
+from bundle.restoration.uncertainty import uncertainty_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +144,15 @@ class LoadedRestorer:
     def _uncertainty(self, native: np.ndarray, volume_hu: np.ndarray, padding_mask: np.ndarray | None) -> np.ndarray:
         """Calibrated deviation (H, W, D) of what a whole restoration changes, HU."""
         difference, deviation = np.where(touchable(volume_hu, padding_mask), native, 0)
-        touched = np.where(difference != 0, deviation, 0)
-        left_out = left_out_hu(difference, strength=self.strength)
-        scale, floor_hu = self.calibration.factors(
-            noise_level(volume_hu), samples=self.inferer.num_samples, left_out_hu=left_out
+        found = uncertainty_of(
+            deviation,
+            difference,
+            calibration=self.calibration,
+            noise_hu=noise_level(volume_hu),
+            samples=self.inferer.num_samples,
+            strength=self.strength,
         )
-        calibrated = Uncertainty(touched, scale=scale, floor_hu=floor_hu)
-        return np.stack([calibrated[:, :, k] for k in range(touched.shape[2])], axis=2)
+        return np.stack([found[:, :, k] for k in range(found.shape[2])], axis=2)
 
     def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:
         """Undo orientation and spacing of (2, H, W, D)."""

@@ -104,12 +104,6 @@ class SeriesEvaluator(SupervisedEvaluator):
         finally:
             self._progress.close()
 
-    def image_on_device(self, image: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return HU (1, 1, H, W, D) and spacing (1, 3) in mm of an image (1, H, W, D)."""
-        spacing_mm = grid_spacing_mm(np.asarray(image.affine))
-        device = self.state.device
-        return image.as_tensor()[None].to(device), torch.as_tensor(spacing_mm, dtype=torch.float32)[None].to(device)
-
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         case = batchdata["case"]
         if self.stop_asked.is_set():

@@ -311,8 +311,3 @@ def _mean_and_deviation(draws: Iterator[torch.Tensor]) -> torch.Tensor:
         mean += step / count
         squares += step * (draw - mean)
     return torch.cat([mean, (squares / max(count - 1, 1)).sqrt()], dim=1)
-
-
-def measure_noise(volume_hu: torch.Tensor) -> torch.Tensor:
-    """Noise level (B, D) in HU of volumes (B, 1, H, W, D)."""
-    return torch.stack([torch.from_numpy(estimate_noise(volume.cpu().numpy())) for volume in volume_hu[:, 0].float()])

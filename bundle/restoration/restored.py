@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from bundle.pages import let_go
-from bundle.restoration.region import touchable
+from bundle.restoration.region import added, touchable
 
 
 class SourceSlices(Protocol):
@@ -71,7 +71,7 @@ class RestoredSlices:
             raise ValueError(f"difference has shape {difference.shape}, the source {source.shape}")
         self.source = source
         self.difference = difference
-        self.strength = np.float32(strength)
+        self.strength = strength
         for k in range(self.shape[2]):
             hu = source.slice_hu(k)
             region = touchable(hu[:, :, None], source.slice_padding(k)[:, :, None])[:, :, 0]
@@ -92,8 +92,7 @@ class RestoredSlices:
         hu = self.source.slice_hu(index[2])
         change = self.difference[:, :, index[2]].astype(np.float32)
         let_go(self.difference[:, :, index[2]])
-        # Adding a zero would turn -0.0 into 0.0; where nothing changed, the source is taken as it is.
-        return np.where(change != 0, hu + self.strength * change, hu)
+        return added(hu, change, strength=self.strength)
 
     def array(self) -> np.ndarray:
         """All of it, float32 (H, W, D): only where a whole array is needed."""

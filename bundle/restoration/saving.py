@@ -17,16 +17,16 @@ from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
 from bundle.files import whole_folder
-from bundle.pages import Scratch, let_go
+from bundle.pages import Scratch
 from bundle.restoration.domain import Domain
 from bundle.restoration.loading import turned_to
 from bundle.restoration.nifti import NiftiSource, write_nifti
 from bundle.restoration.outputs import SCHEMA, RunOutput
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.report import write_report
-from bundle.restoration.restored import RestoredSlices, SourceSlices, left_out_hu
+from bundle.restoration.restored import RestoredSlices, SourceSlices
 from bundle.restoration.review import Review
-from bundle.restoration.uncertainty import Uncertainty, write_parametric_map
+from bundle.restoration.uncertainty import Uncertainty, uncertainty_of, write_parametric_map
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +108,15 @@ class SaveRestored(Transform):
     def _uncertainty(self, data: Mapping[str, Any], restored: RestoredSlices, review: Review) -> Uncertainty | None:
         if data.get("deviation") is None:
             return None
-        deviation = _native(data["deviation"], restored.source)
-        for k in range(restored.shape[2]):
-            deviation[:, :, k][restored.difference[:, :, k] == 0] = (
-                0  # what was not touched: not uncertain by our doing
-            )
-            let_go(restored.difference[:, :, k])
-            let_go(deviation[:, :, k])
-        left_out = left_out_hu(restored.difference, strength=self.strength)
-        scale, floor_hu = self.card.calibration.factors(review.noise_hu, samples=self.num_samples, left_out_hu=left_out)
-        return Uncertainty(deviation, scale=scale, floor_hu=floor_hu, calibrated=bool(data.get("calibrated")))
+        return uncertainty_of(
+            _native(data["deviation"], restored.source),
+            restored.difference,
+            calibration=self.card.calibration,
+            noise_hu=review.noise_hu,
+            samples=self.num_samples,
+            strength=self.strength,
+            calibrated=bool(data.get("calibrated")),
+        )
 
     def _write(
         self,

@@ -23,6 +23,8 @@ from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
 from bundle.files import digest_of
 from bundle.pages import Pages, let_go, plain_pages
+from bundle.restoration.registry import Calibration
+from bundle.restoration.restored import left_out_hu
 
 STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
 _SERIES_NUMBER_OFFSET = 1000
@@ -71,6 +73,36 @@ class Uncertainty:
             "mean_floor_hu": round(float(self._floor_hu.mean()), 3),
             "calibrated": self.calibrated,
         }
+
+
+def uncertainty_of(
+    deviation: np.ndarray,
+    difference: np.ndarray,
+    *,
+    calibration: Calibration,
+    noise_hu: np.ndarray,
+    samples: int,
+    strength: float,
+    calibrated: bool = False,
+) -> Uncertainty:
+    """The uncertainty of a restoration: of what it changes, whatever the strength; elsewhere none is by our doing.
+
+    Args:
+        deviation: over the samples, HU (H, W, D); set to 0, in place, where nothing is changed.
+        difference: restored minus input in HU (H, W, D), 0 where nothing may be touched.
+        calibration: of the weights' card.
+        noise_hu: noise level of the input per slice (D,).
+        samples: how many were averaged.
+        strength: share of the difference that is applied.
+        calibrated: as for Uncertainty.
+    """
+    for k in range(deviation.shape[2]):
+        deviation[:, :, k][difference[:, :, k] == 0] = 0
+        let_go(difference[:, :, k])
+        let_go(deviation[:, :, k])
+    left_out = left_out_hu(difference, strength=strength)
+    scale, floor_hu = calibration.factors(noise_hu, samples=samples, left_out_hu=left_out)
+    return Uncertainty(deviation, scale=scale, floor_hu=floor_hu, calibrated=calibrated)
 
 
 def write_parametric_map(

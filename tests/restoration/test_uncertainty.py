@@ -14,8 +14,8 @@ from bundle.dicom.index import read_volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.registry import Calibration
-from bundle.restoration.restored import RestoredSlices, left_out_hu
-from bundle.restoration.uncertainty import STEP_HU, Uncertainty, write_parametric_map
+from bundle.restoration.restored import RestoredSlices
+from bundle.restoration.uncertainty import STEP_HU, Uncertainty, uncertainty_of, write_parametric_map
 
 DCIODVFY = Path(sys.executable).with_name("dciodvfy")
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 6)
@@ -80,11 +80,10 @@ def test_the_truth_of_a_gaussian_toy_lies_within_the_deviation_at_any_strength(s
     poor = (clean + noise_hu * rng.normal(size=clean.shape)).astype(np.float32)
     kept = 20**2 / (20**2 + noise_hu**2)
     change = ((kept - 1) * (poor - 40)).astype(np.float32)
-    deviation = np.broadcast_to(20 * np.sqrt(1 - kept), clean.shape).astype(np.float32)
+    deviation = np.broadcast_to(20 * np.sqrt(1 - kept), clean.shape).astype(np.float32).copy()
     result = RestoredSlices(NiftiSource(poor, np.eye(4)), change, strength=strength)
-    left_out = left_out_hu(result.difference, strength=strength)
-    scale, floor_hu = Calibration().factors(noise_hu, samples=1000, left_out_hu=left_out)
-    said = Uncertainty(deviation, scale=scale, floor_hu=floor_hu)
+    options = {"calibration": Calibration(), "noise_hu": noise_hu, "samples": 1000, "strength": strength}
+    said = uncertainty_of(deviation, result.difference, **options)
     for k in range(2):
         error = np.abs(result[:, :, k] - clean[:, :, k])
         assert said[:, :, k].mean() == pytest.approx(np.sqrt((error**2).mean()), rel=0.02)
