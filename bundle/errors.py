@@ -70,18 +70,24 @@ def report(error: BaseException) -> ExitCode:
     if isinstance(error, KeyboardInterrupt):
         print("error: interrupted (run the same command again to go on)", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    known = find_bundle_error(error)
-    if known is not None:
-        print(f"error: {_one_line(str(known))}", file=sys.stderr)
-        return known.exit_code
+    known = find_bundle_error(error) or defect(error)
+    print(f"error: {_one_line(str(known))}", file=sys.stderr)
+    return known.exit_code
+
+
+def defect(error: BaseException) -> BundleError:
+    """Keep the traceback of an error that is none of ours in a file; returns what to say, with exit code 70."""
     with tempfile.NamedTemporaryFile("w", prefix="ct-enhance-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)
+    cause = _innermost(error)
     text = (
-        f"{error.strerror}: {_short(error.filename)}" if isinstance(error, OSError) and error.filename else str(error)
+        f"{cause.strerror}: {_short(cause.filename)}" if isinstance(cause, OSError) and cause.filename else str(cause)
     )
-    summary = f"{type(error).__name__}: {_one_line(text)[:160]}"
-    print(f"error: {summary} (a defect of ours; traceback in {log.name})", file=sys.stderr)
-    return ExitCode.DEFECT
+    return BundleError(
+        f"{type(cause).__name__}: {_one_line(text)[:160]}",
+        hint=f"a defect of ours; traceback in {log.name}",
+        exit_code=ExitCode.DEFECT,
+    )
 
 
 def install_excepthook() -> None:
@@ -94,6 +100,15 @@ def install_excepthook() -> None:
             report(error)
 
     sys.excepthook = hook
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What was wrapped: MONAI's own words say only which component it was in."""
+    seen: set[int] = set()
+    while error.__cause__ is not None and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return error
 
 
 def _one_line(text: str) -> str:

@@ -121,6 +121,25 @@ def test_report_of_a_wrapped_error_is_no_wall(capsys):
     assert capsys.readouterr().err == "error: dataset_dir 'x' is empty (name a folder with CT)\n"
 
 
+def test_report_of_a_wrapped_defect_names_what_was_wrapped(capsys, in_temporary_folder):
+    def make() -> None:
+        try:
+            raise ZeroDivisionError("by zero")
+        except ZeroDivisionError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+
+    assert report(raised(make)) == ExitCode.DEFECT
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ZeroDivisionError: by zero (a defect of ours")
+    assert "ConfigExpression" in logged(printed).read_text()
+
+
+def test_report_of_a_defect_with_a_circle_of_causes_ends(capsys, in_temporary_folder):
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert report(first) == ExitCode.DEFECT
+
+
 def test_report_of_an_interruption(capsys):
     assert report(KeyboardInterrupt()) == ExitCode.INTERRUPTED
     assert capsys.readouterr().err.count("\n") == 1

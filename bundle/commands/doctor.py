@@ -101,7 +101,7 @@ def check_requirements() -> Iterator[Finding]:
         yield Finding("packages", "ok", f"all {len(needed)} are there")
     for name, purpose in _OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
-            yield Finding("packages", "note", f"{name} is not installed: no {purpose}")
+            yield Finding("packages", "note", f"{name} is not installed; it is for {purpose}")
 
 
 def check_device() -> Iterator[Finding]:
@@ -156,11 +156,11 @@ def check_disk() -> Iterator[Finding]:
     """Room in the current and in the temporary folder."""
     import tempfile
 
-    for name, folder in (("this folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
+    for name, folder in (("this folder", Path.cwd()), ("the temporary folder", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         state = "ok" if free >= _LEAST_DISK_GB * _GB and os.access(folder, os.W_OK) else "wrong"
         hint = "" if state == "ok" else "free some room, or start elsewhere"
-        yield Finding("disk", state, f"{free / _GB:.0f} GB free in the {name}", hint)
+        yield Finding("disk", state, f"{free / _GB:.0f} GB free in {name}", hint)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -61,6 +61,12 @@ _TEXT_LIMITS = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "PN": 64}
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{0,16}")
 
 
+def series_description(source: str, suffix: str) -> str:
+    """The source's Series Description and how it was derived, at most 64 characters: the source's part is cut."""
+    room = max(_TEXT_LIMITS["LO"] - len(suffix) - 1, 0)
+    return f"{source[:room].strip()} {suffix}".strip()[: _TEXT_LIMITS["LO"]]
+
+
 def inherited(source: Dataset) -> Dataset:
     """A new header with what a derived CT image may take over from `source`, every value valid for its VR."""
     header = Dataset()

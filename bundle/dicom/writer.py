@@ -8,7 +8,7 @@ import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from bundle.dicom.derived_header import code, decimal_string, inherited, set_values
+from bundle.dicom.derived_header import code, decimal_string, inherited, series_description, set_values
 from bundle.dicom.elements import Unusable, integer, quiet, text
 from bundle.dicom.encoding import EncodedSlice, encode
 from bundle.dicom.instance import check_encoded, named_syntax, strict_writing, write_instance
@@ -49,12 +49,14 @@ class DerivedSeries:
         sop_uids: SOP Instance UID per slice.
         uid_mapping: source UID (or the text that stood in its place) -> UID in the derived series.
         paths: one file per slice.
+        series_suffix: last words of its Series Description.
     """
 
     series_uid: str
     sop_uids: tuple[str, ...]
     uid_mapping: dict[str, str]
     paths: tuple[Path, ...]
+    series_suffix: str
 
 
 def write_derived_series(
@@ -102,7 +104,13 @@ def write_derived_series(
     for k, sop_uid in enumerate(sop_uids):
         if volume.is_true_slice(k):
             mapping[identifiers.instances[volume.sources(k)[0]]] = sop_uid
-    return DerivedSeries(series_uid=series_uid, sop_uids=sop_uids, uid_mapping=mapping, paths=tuple(paths))
+    return DerivedSeries(
+        series_uid=series_uid,
+        sop_uids=sop_uids,
+        uid_mapping=mapping,
+        paths=tuple(paths),
+        series_suffix=derivation.series_suffix,
+    )
 
 
 def _instance_uid(volume: Volume, k: int, identifiers: Identifiers, series_uid: str) -> str:
@@ -123,7 +131,6 @@ def _header(
     source = volume.headers[k]
     header = inherited(source)
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
-    description = " ".join(filter(None, [str(header.get("SeriesDescription", "")), derivation.series_suffix]))
     set_values(
         header,
         SOPClassUID=uid.CTImageStorage,
@@ -132,7 +139,7 @@ def _header(
         Modality="CT",
         ImageType=["DERIVED", "SECONDARY", "AXIAL"],
         SeriesNumber=str(_series_number(source, derivation)),
-        SeriesDescription=description[:64],
+        SeriesDescription=series_description(str(header.get("SeriesDescription", "")), derivation.series_suffix),
         InstanceCreationDate=date,
         InstanceCreationTime=time,
         SeriesDate=date,

@@ -31,6 +31,16 @@ class BrownianBridge:
     start_fraction: float = 0.45
     residual_std: Sequence[float] | None = None
 
+    @property
+    def method(self) -> str:
+        """'bridge': its other settings belong to the weights."""
+        return "bridge"
+
+    @property
+    def most_steps(self) -> int:
+        """1000; times are continuous, so that more could be taken, to no use."""
+        return 1000
+
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,)."""
         start = torch.rand(batch, generator=generator) < self.start_fraction
@@ -77,7 +87,7 @@ class BrownianBridge:
         per step: the optimal variance of Bao et al. 2022 (Analytic-DPM, arXiv:2201.06503) for this bridge. For
         Gaussian data every number of steps is then exact.
         """
-        check_steps(steps)
+        check_steps(steps, most=self.most_steps)
         z_t = degraded
         for step in range(steps):
             now, then = 1 - step / steps, 1 - (step + 1) / steps

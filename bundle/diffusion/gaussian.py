@@ -49,12 +49,23 @@ class GaussianDiffusion:
             raise ValueError(f"sampler must be 'ddim', 'ddpm' or 'dpm_solver', not '{self.sampler}'")
         if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler == "dpm_solver"):
             raise ValueError(f"eta must be between 0 and 1, and 0 with sampler 'dpm_solver', not {self.eta}")
-        if not 0 < self.start_time <= 1:
-            raise ValueError(f"start_time must be in (0, 1], not {self.start_time}")
+        if not 1 / self.train_steps <= self.start_time <= 1:
+            raise ValueError(f"start_time must be between {1 / self.train_steps:g} and 1, not {self.start_time}")
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=torch.float64) ** 2
         # Index 0 is the clean latent, index n the latent after training step n.
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
         object.__setattr__(self, "alpha_bar", alpha_bar)
+
+    @property
+    def method(self) -> str:
+        """The sampler, with its eta and start time where they are not the usual ones."""
+        eta = f", eta {self.eta:g}" if self.eta else ""
+        return self.sampler + eta + (f", start_time {self.start_time:g}" if self.start_time < 1 else "")
+
+    @property
+    def most_steps(self) -> int:
+        """As many as there are training steps up to start_time: more would come to some of them twice."""
+        return int(self.start_time * self.train_steps + 1e-9)  # 0.29 * 100 is below 29
 
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,), uniform over the training steps."""
@@ -103,7 +114,7 @@ class GaussianDiffusion:
         self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
     ) -> torch.Tensor:
         """Draw a clean latent over `steps` times spaced evenly from start_time to 0."""
-        check_steps(steps, most=self.train_steps)
+        check_steps(steps, most=self.most_steps)
         eta = 1.0 if self.sampler == "ddpm" else self.eta
         times = torch.linspace(self.start_time, 0.0, steps + 1, dtype=torch.float64).tolist()
         first = torch.full((degraded.shape[0],), times[0], device=degraded.device)
@@ -167,8 +178,8 @@ class GaussianDiffusion:
         return abar**0.5, (1 - abar) ** 0.5
 
     def _alpha_bar(self, t: float | torch.Tensor) -> torch.Tensor:
-        index = torch.as_tensor(t, dtype=torch.float64).cpu() * self.train_steps
-        return self.alpha_bar[index.round().long()]
+        index = torch.as_tensor(t, dtype=torch.float64) * self.train_steps
+        return self.alpha_bar.to(index.device)[index.round().long()]
 
     def _levels(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """sqrt(abar) and sqrt(1 - abar), shaped to broadcast against `like`."""

@@ -18,6 +18,14 @@ Noise = Callable[[int], torch.Tensor]
 class DiffusionProcess(Protocol):
     """A forward process with a known inverse, given a prediction."""
 
+    @property
+    def method(self) -> str:
+        """Which sampler, with everything but the number of steps that decides how it draws."""
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps `sample` can take."""
+
     def sample_times(self, batch: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times (batch,)."""
 
@@ -55,7 +63,7 @@ def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return t.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def check_steps(steps: int, *, most: int = 1000) -> None:
+def check_steps(steps: int, *, most: int) -> None:
     """Refuse a number of steps that no sampler can take.
 
     Raises:

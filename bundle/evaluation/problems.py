@@ -11,7 +11,7 @@ from bundle.degrade.transforms import DEGRADATION_KEY
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.errors import BundleError
 from bundle.evaluation.methods import Problem
-from bundle.restoration.worklist import SeriesDataset, failure_of
+from bundle.restoration.worklist import SeriesDataset
 
 _AFFINE_MM = 0.05  # positions of two series of one scan differ by their rounding
 
@@ -35,19 +35,16 @@ class PairedSeriesDataset(SeriesDataset):
         super().__init__(data.cases, transform)
         self.partners = partners
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Load target and partner `index`."""
-        case = self.data[index]
-        if self.finished(case):
-            return {"case": case, "finished": True}
+    def load(self, case: Case) -> Mapping[str, Any]:
+        """Return the transformed data of a target and its partner.
+
+        Raises:
+            BundleError: when it has none.
+        """
         partner = self.partners.get(case.key)
         if partner is None:
-            reason = BundleError("the target has no degraded partner", hint="give both the same folder name")
-            return {"case": case, "failure": reason}
-        try:
-            return {"case": case, "data": self.transform({"image": list(partner.files), "label": list(case.files)})}
-        except Exception as error:
-            return {"case": case, "failure": failure_of(error)}
+            raise BundleError("the target has no degraded partner", hint="give both the same folder name")
+        return self.transform({"image": list(partner.files), "label": list(case.files)})
 
 
 def find_partners(targets: Source, degraded: Source) -> dict[str, Case]:
@@ -67,7 +64,7 @@ def make_problem(item: Mapping[str, Any]) -> Problem:
     """Return the problem of a loaded item of a SeriesDataset, 'image' poor and 'label' the target.
 
     Raises:
-        BundleError: the item's own failure, or that the two do not match.
+        BundleError: that the two do not match; an item's own failure is raised as it is.
     """
     if "failure" in item:
         raise item["failure"]

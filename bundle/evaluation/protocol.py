@@ -112,7 +112,9 @@ class ComparisonEvaluator(SeriesEvaluator):
         require_writable(self.folder, option="output_dir")
         super().run(global_epoch)
         if not self.rows:
-            raise BundleError("no series could be evaluated: " + "; ".join(sorted(set(self.failed.values()))))
+            reasons = "; ".join(sorted(set(self.failed.values())))
+            code = ExitCode.DEFECT if self.defect else ExitCode.USER
+            raise BundleError(f"no series could be evaluated: {reasons}", exit_code=code)
         table = write_tables(
             self.folder,
             self.rows,
@@ -127,7 +129,8 @@ class ComparisonEvaluator(SeriesEvaluator):
         bars["mean"] = {row.method: row.values[KEY_METRIC] for row in mean_rows(self.rows)}
         pictures.save_bars(self.folder / "rmse.png", bars, label="RMSE in the body, HU")
         print(table)
-        set_exit_code(ExitCode.PARTIAL if self.failed else ExitCode.DONE)
+        partial = ExitCode.PARTIAL if self.failed else ExitCode.DONE
+        set_exit_code(ExitCode.DEFECT if self.defect else partial)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Evaluate one series."""

@@ -124,16 +124,19 @@ class Restorer(nn.Module):
             x: network units (B, C, H, W, D).
             steps: number of steps of the process' sampler.
             generator: source of the noise; None uses torch's global one.
-            noise: function of the step number that gives latent noise, in place of a generator.
+            noise: function of the step number that gives latent noise, on any device, in place of a generator.
             spacing_mm: as in `forward`.
             noise_level: as in `forward`.
         """
         shape = self.latent_shape(x)
 
         def draw(_: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator, device=generator.device if generator else None).to(x.device)
+            return torch.randn(shape, generator=generator, device=generator.device if generator else None)
 
-        return self._restore(x, spacing_mm, noise_level, steps=steps, noise=noise or draw)
+        def on_device(step: int) -> torch.Tensor:  # noise tied to positions is made on the CPU
+            return (noise or draw)(step).to(x.device)
+
+        return self._restore(x, spacing_mm, noise_level, steps=steps, noise=on_device)
 
     def latent_shape(self, x: torch.Tensor) -> tuple[int, int, int, int, int]:
         """Shape (B, L, h, w, D) of the latents that x (B, C, H, W, D) is restored in, rows and columns padded."""

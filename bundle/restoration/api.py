@@ -32,9 +32,9 @@ from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
-from bundle.restoration.region import apply_difference
+from bundle.restoration.region import apply_difference, touchable
 from bundle.restoration.registry import WeightsCard
-from bundle.restoration.uncertainty import Uncertainty
+from bundle.restoration.uncertainty import uncertainty_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +138,21 @@ class LoadedRestorer:
                     bar.update(piece.difference.shape[-1])
         native = self._native(maps, prepared)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
-        uncertainty = self._uncertainty(native[1], volume_hu, restored) if deviation else None
+        uncertainty = self._uncertainty(native, volume_hu, padding_mask) if deviation else None
         return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
 
-    def _uncertainty(self, deviation: np.ndarray, volume_hu: np.ndarray, restored: np.ndarray) -> np.ndarray:
-        """Calibrated deviation (H, W, D) of what was touched, HU."""
-        touched = np.where(restored != volume_hu, deviation, 0)
-        scale, floor_hu = self.calibration.factors(
-            noise_level(volume_hu), samples=self.inferer.num_samples, strength=self.strength
+    def _uncertainty(self, native: np.ndarray, volume_hu: np.ndarray, padding_mask: np.ndarray | None) -> np.ndarray:
+        """Calibrated deviation (H, W, D) of what a whole restoration changes, HU."""
+        difference, deviation = np.where(touchable(volume_hu, padding_mask), native, 0)
+        found = uncertainty_of(
+            deviation,
+            difference,
+            calibration=self.calibration,
+            noise_hu=noise_level(volume_hu),
+            samples=self.inferer.num_samples,
+            strength=self.strength,
         )
-        calibrated = Uncertainty(touched, scale=scale, floor_hu=floor_hu)
-        return np.stack([calibrated[:, :, k] for k in range(touched.shape[2])], axis=2)
+        return np.stack([found[:, :, k] for k in range(found.shape[2])], axis=2)
 
     def _native(self, maps: torch.Tensor, prepared: MetaTensor) -> np.ndarray:
         """Undo orientation and spacing of (2, H, W, D)."""

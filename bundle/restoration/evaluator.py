@@ -16,12 +16,13 @@ from monai.data import MetaTensor, ThreadDataLoader
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader
 
+from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import Refusal
 from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
-from bundle.errors import BundleError, InterruptedRun
+from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.networks.restorer import Restorer
 from bundle.pages import Scratch, let_go
 from bundle.progress import Progress
@@ -60,6 +61,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         read_ahead: bool = False,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
+        inferer.require_fit(network)
         loader: Any = DataLoader(dataset, batch_size=1, collate_fn=single)
         if read_ahead:
             source = cast(Any, dataset)  # MONAI's type is its own Dataset, its code takes torch's
@@ -76,6 +78,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         self.logger.setLevel(logging.CRITICAL)
         self.verb = verb
         self.stop_asked = threading.Event()
+        self.defect = False  # whether a series failed by one of ours
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Do the work on one series."""
@@ -101,12 +104,6 @@ class SeriesEvaluator(SupervisedEvaluator):
         finally:
             self._progress.close()
 
-    def image_on_device(self, image: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return HU (1, 1, H, W, D) and spacing (1, 3) in mm of an image (1, H, W, D)."""
-        spacing_mm = grid_spacing_mm(np.asarray(image.affine))
-        device = self.state.device
-        return image.as_tensor()[None].to(device), torch.as_tensor(spacing_mm, dtype=torch.float32)[None].to(device)
-
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         case = batchdata["case"]
         if self.stop_asked.is_set():
@@ -129,6 +126,7 @@ class SeriesEvaluator(SupervisedEvaluator):
             self.process(case, batchdata["data"])
         except Exception as error:
             known = failure_of(error)
+            self.defect |= known.exit_code == ExitCode.DEFECT
             self.fail(case, known)
             logger.warning("series %s: %s", case.key, known)
         else:
@@ -203,6 +201,8 @@ class RestorationEvaluator(SeriesEvaluator):
                 super().run(global_epoch)
         finally:
             self.output.write_summary(self.refused)
+        if self.defect:
+            set_exit_code(ExitCode.DEFECT)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Restore one series and write it.
@@ -223,6 +223,8 @@ class RestorationEvaluator(SeriesEvaluator):
         finished = {"case": case, "image": image, "difference": MetaTensor(difference, meta=image.meta)}
         if deviation is not None:
             finished["deviation"] = MetaTensor(deviation, meta=image.meta)
+            method = cast(Restorer, self.network).process.method
+            finished["calibrated"] = self.card.calibrates(method, steps=self.inferer.steps)
         self.finish({**finished, "domain": domain})
 
     def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -143,7 +143,18 @@ class RestorationInferer(Inferer):
             noise_level: HU per slice (D,); None measures it slice by slice.
 
         Raises:
-            BundleError: when samples are asked for that could not differ, or flips of draws.
+            BundleError: as `require_fit` does.
+        """
+        self.require_fit(network)
+        function = self._restoration(network, spacing_mm)
+        channels = 2 if self.num_samples > 1 else 1
+        yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
+
+    def require_fit(self, network: Restorer) -> None:
+        """Refuse settings that this network's process cannot work with.
+
+        Raises:
+            BundleError: when samples are asked for that could not differ, flips of draws, or more steps than there are.
         """
         if self.num_samples > 1 and self.steps == 1 and isinstance(network.process, BrownianBridge):
             raise BundleError(
@@ -155,9 +166,11 @@ class RestorationInferer(Inferer):
                 "flips above 1 is for one step, which is a mean; draws are averaged with num_samples",
                 hint="set --steps 1, or --flips 1",
             )
-        function = self._restoration(network, spacing_mm)
-        channels = 2 if self.num_samples > 1 else 1
-        yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
+        if self.steps > 1 and self.steps > (most := network.process.most_steps):
+            raise BundleError(
+                f"steps must be at most {most} with this sampler and start_time, not {self.steps}",
+                hint="set fewer --steps, or a larger --start_time",
+            )
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""
@@ -298,8 +311,3 @@ def _mean_and_deviation(draws: Iterator[torch.Tensor]) -> torch.Tensor:
         mean += step / count
         squares += step * (draw - mean)
     return torch.cat([mean, (squares / max(count - 1, 1)).sqrt()], dim=1)
-
-
-def measure_noise(volume_hu: torch.Tensor) -> torch.Tensor:
-    """Noise level (B, D) in HU of volumes (B, 1, H, W, D)."""
-    return torch.stack([torch.from_numpy(estimate_noise(volume.cpu().numpy())) for volume in volume_hu[:, 0].float()])

@@ -67,5 +67,10 @@ def apply_difference(
         strength: 0 gives the input back bit for bit.
         padding_mask: as for `touchable`.
     """
-    touched = touchable(volume_hu, padding_mask) & (difference_hu != 0)
-    return np.where(touched, volume_hu + np.float32(strength) * difference_hu, volume_hu).astype(np.float32)
+    allowed = np.where(touchable(volume_hu, padding_mask), difference_hu, 0).astype(np.float32)
+    return added(volume_hu, allowed, strength=strength)
+
+
+def added(hu: np.ndarray, change_hu: np.ndarray, *, strength: float) -> np.ndarray:
+    """Return HU + strength * change, float32, of any shape; where the change is 0 the HU bit for bit, -0.0 as well."""
+    return np.where(change_hu != 0, hu + np.float32(strength) * change_hu, hu).astype(np.float32, copy=False)

@@ -29,30 +29,36 @@ class Calibration:
     """What makes the deviation of samples right: sqrt((1 + 1/n) ((scale d)^2 + (floor noise)^2 + constant^2)).
 
     n samples have the deviation d; their mean itself is off by d / sqrt(n). What all samples miss alike is in the
-    other terms: it grows with the slice's noise, but not to nothing in a slice without any.
+    other terms: it grows with the slice's noise, but not to nothing in a slice without any. What a strength below 1
+    leaves out of the restoration is added in quadrature: a posterior mean's error is uncorrelated with what it removed.
 
     Attributes:
         scale: factor on the samples' deviation.
         floor: in noise levels of the slice.
         constant_hu: in HU.
         known: whether it was measured; else the samples' deviation stays as it is.
+        steps: of the samples that it was fitted to; 0 when the card does not say.
     """
 
     scale: float = 1.0
     floor: float = 0.0
     constant_hu: float = 0.0
     known: bool = False
+    steps: int = 0
 
-    def factors(self, noise_hu: np.ndarray, *, samples: int, strength: float = 1.0) -> tuple[float, np.ndarray]:
+    def factors(
+        self, noise_hu: np.ndarray, *, samples: int, left_out_hu: np.ndarray | float = 0.0
+    ) -> tuple[float, np.ndarray]:
         """Return the factor on the deviation, and per slice what is added to it in quadrature, HU (D,).
 
         Args:
             noise_hu: noise level per slice (D,).
             samples: how many were averaged.
-            strength: share of the restoration that is applied.
+            left_out_hu: what a strength below 1 left out of the restoration (`restored.left_out_hu`), per slice (D,).
         """
-        of_mean = strength * (math.sqrt(1 + 1 / samples) if self.known else 1.0)
-        return of_mean * self.scale, of_mean * np.hypot(self.floor * np.asarray(noise_hu), self.constant_hu)
+        of_mean = math.sqrt(1 + 1 / samples) if self.known else 1.0
+        missed_hu = of_mean * np.hypot(self.floor * np.asarray(noise_hu), self.constant_hu)
+        return of_mean * self.scale, np.hypot(missed_hu, left_out_hu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,10 @@ class WeightsCard:
     domain: dict[str, Any] = field(default_factory=dict)
     residual_std: tuple[float, ...] = ()
     calibration: Calibration = Calibration()
+
+    def calibrates(self, method: str, *, steps: int) -> bool:
+        """Whether the calibration was fitted to samples that are drawn so (`DiffusionProcess.method`)."""
+        return self.calibration.known and self.sampler in ("", method) and self.calibration.steps == steps
 
 
 NO_CARD = WeightsCard()
@@ -102,13 +112,15 @@ def read_card(weights_file: str | Path) -> WeightsCard:
     return card
 
 
-def task_of(card: WeightsCard, task: str) -> WeightsCard:
+def task_of(card: WeightsCard, task: str, *, slice_spacing_mm: float | None = None) -> WeightsCard:
     """Return `card` when its weights are for `task`, or it does not say for what they are.
 
     Raises:
-        BundleError: when the task is unknown, or the weights are for another one.
+        BundleError: when the task is unknown, the weights are for another one, or thin slices are at no distance.
     """
     _require_task(task)
+    if task == "thin" and slice_spacing_mm is None:
+        raise BundleError("task 'thin' needs slice_spacing_mm", hint="set --slice_spacing_mm 1, or --task denoise")
     if card.task not in ("", task):
         raise BundleError(
             f"these weights are for task '{card.task}', not '{task}'", hint=f"set --task {card.task}, or name others"
@@ -155,7 +167,8 @@ def _calibration(uncertainty: dict[str, Any]) -> Calibration:
     scale, floor, constant_hu = (float(uncertainty.get(name, 0.0)) for name in ("scale", "floor", "constant_hu"))
     if not all(0 <= value < math.inf for value in (scale, floor, constant_hu)):
         raise ValueError("a deviation cannot be below 0")
-    return Calibration(scale=scale, floor=floor, constant_hu=constant_hu, known=True)
+    steps = int(uncertainty.get("steps", 0))
+    return Calibration(scale=scale, floor=floor, constant_hu=constant_hu, known=True, steps=steps)
 
 
 def _parsed(path: Path) -> WeightsCard:

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from bundle.pages import let_go
-from bundle.restoration.region import touchable
+from bundle.restoration.region import added, touchable
 
 
 class SourceSlices(Protocol):
@@ -25,6 +25,23 @@ class SourceSlices(Protocol):
 
     def slice_padding(self, k: int) -> np.ndarray:
         """Bool (H, W): what was never measured."""
+
+
+def left_out_hu(difference: np.ndarray, *, strength: float) -> np.ndarray:
+    """What a strength below 1 leaves out, HU per slice (D,): (1 - strength) x root mean square of the difference.
+
+    Args:
+        difference: restored minus input in HU (H, W, D), 0 where nothing may be touched; these voxels do not count.
+        strength: share of it that is applied.
+    """
+    if strength == 1:
+        return np.zeros(difference.shape[2])
+    found = []
+    for k in range(difference.shape[2]):
+        change = difference[:, :, k].astype(np.float64)
+        let_go(difference[:, :, k])
+        found.append(np.sqrt(np.square(change).sum() / max(np.count_nonzero(change), 1)))
+    return (1 - strength) * np.array(found)
 
 
 class RestoredSlices:
@@ -54,7 +71,7 @@ class RestoredSlices:
             raise ValueError(f"difference has shape {difference.shape}, the source {source.shape}")
         self.source = source
         self.difference = difference
-        self.strength = np.float32(strength)
+        self.strength = strength
         for k in range(self.shape[2]):
             hu = source.slice_hu(k)
             region = touchable(hu[:, :, None], source.slice_padding(k)[:, :, None])[:, :, 0]
@@ -75,8 +92,7 @@ class RestoredSlices:
         hu = self.source.slice_hu(index[2])
         change = self.difference[:, :, index[2]].astype(np.float32)
         let_go(self.difference[:, :, index[2]])
-        # Adding a zero would turn -0.0 into 0.0; where nothing changed, the source is taken as it is.
-        return np.where(change != 0, hu + self.strength * change, hu)
+        return added(hu, change, strength=self.strength)
 
     def array(self) -> np.ndarray:
         """All of it, float32 (H, W, D): only where a whole array is needed."""

@@ -17,7 +17,7 @@ from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.errors import BundleError
 from bundle.files import whole_folder
-from bundle.pages import Scratch, let_go
+from bundle.pages import Scratch
 from bundle.restoration.domain import Domain
 from bundle.restoration.loading import turned_to
 from bundle.restoration.nifti import NiftiSource, write_nifti
@@ -26,7 +26,7 @@ from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.report import write_report
 from bundle.restoration.restored import RestoredSlices, SourceSlices
 from bundle.restoration.review import Review
-from bundle.restoration.uncertainty import Uncertainty, write_parametric_map
+from bundle.restoration.uncertainty import Uncertainty, uncertainty_of, write_parametric_map
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 class SaveRestored(Transform):
     """Last of the postprocessing: adds the difference to the native volume and writes the derived series.
 
-    Takes {'case', 'image', 'difference'} and optionally 'deviation' and 'domain': image carries its source,
-    difference and deviation (1, H, W, D) in HU are on its grid. Voxels outside the body, padding and values beyond
-    the hard limits keep their stored values bit for bit.
+    Takes {'case', 'image', 'difference'} and optionally 'deviation', 'calibrated' (whether the card is for draws like
+    these) and 'domain': image carries its source, difference and deviation (1, H, W, D) in HU are on its grid. Voxels
+    outside the body, padding and values beyond the hard limits keep their stored values bit for bit.
 
     Args:
         output: the run's output.
@@ -108,17 +108,15 @@ class SaveRestored(Transform):
     def _uncertainty(self, data: Mapping[str, Any], restored: RestoredSlices, review: Review) -> Uncertainty | None:
         if data.get("deviation") is None:
             return None
-        deviation = _native(data["deviation"], restored.source)
-        for k in range(restored.shape[2]):
-            deviation[:, :, k][restored.difference[:, :, k] == 0] = (
-                0  # what was not touched: not uncertain by our doing
-            )
-            let_go(restored.difference[:, :, k])
-            let_go(deviation[:, :, k])
-        scale, floor_hu = self.card.calibration.factors(
-            review.noise_hu, samples=self.num_samples, strength=self.strength
+        return uncertainty_of(
+            _native(data["deviation"], restored.source),
+            restored.difference,
+            calibration=self.card.calibration,
+            noise_hu=review.noise_hu,
+            samples=self.num_samples,
+            strength=self.strength,
+            calibrated=bool(data.get("calibrated")),
         )
-        return Uncertainty(deviation, scale=scale, floor_hu=floor_hu)
 
     def _write(
         self,
@@ -155,7 +153,7 @@ class SaveRestored(Transform):
             write_nifti(folder / "volume.nii.gz", restored, source)
         if uncertainty is not None:
             target, now = folder / "uncertainty", self.output.now
-            write_parametric_map(target, uncertainty, derived, now=now, card=self.card, pages=self.scratch)
+            write_parametric_map(target, uncertainty, derived, now=now, pages=self.scratch)
             write_nifti(folder / "uncertainty" / "deviation.nii.gz", uncertainty, source)
         return derived.uid_mapping
 
@@ -181,7 +179,7 @@ class SaveRestored(Transform):
             "interpolated_slices": interpolated,
             **found,
             **({} if domain is None else {"in_domain": domain.word, "domain": domain.described()}),
-            **({} if uncertainty is None else {"uncertainty": uncertainty.described(self.card)}),
+            **({} if uncertainty is None else {"uncertainty": uncertainty.described()}),
             "settings": self.output.settings,
             "weights_sha256": self.output.weights_digest,
             "software_version": bundle.__version__,

@@ -17,12 +17,14 @@ import pydicom
 from pydicom.sr.codedict import codes
 
 from bundle import __version__
+from bundle.dicom.derived_header import series_description
 from bundle.dicom.elements import quiet
 from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
 from bundle.files import digest_of
 from bundle.pages import Pages, let_go, plain_pages
-from bundle.restoration.registry import WeightsCard
+from bundle.restoration.registry import Calibration
+from bundle.restoration.restored import left_out_hu
 
 STEP_HU = 1 / 64  # of the stored 16-bit values: up to 1024 HU
 _SERIES_NUMBER_OFFSET = 1000
@@ -34,15 +36,19 @@ class Uncertainty:
     Args:
         deviation: over the samples, HU (H, W, D), float16 or float32.
         scale: factor on it (`registry.Calibration.factors`).
-        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike; None
-            adds nothing.
+        floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike, and
+            what was left out; None adds nothing.
+        calibrated: whether scale and floor were fitted to samples that are drawn as these were.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, deviation: np.ndarray, *, scale: float, floor_hu: np.ndarray | None = None) -> None:
+    def __init__(
+        self, deviation: np.ndarray, *, scale: float, floor_hu: np.ndarray | None = None, calibrated: bool = False
+    ) -> None:
         self._deviation, self._scale = deviation, np.float32(scale)
         self._floor_hu = np.zeros(deviation.shape[2]) if floor_hu is None else floor_hu
+        self.calibrated = calibrated
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,7 +63,7 @@ class Uncertainty:
         calibrated = np.hypot(self._scale * values, np.float32(self._floor_hu[index[2]]))
         return np.where(values > 0, calibrated, np.float32(0))
 
-    def described(self, card: WeightsCard) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For the summary: how large it is and what it means."""
         means = [float(values[values > 0].mean()) for k in range(self.shape[2]) if (values := self[:, :, k]).any()]
         return {
@@ -65,8 +71,38 @@ class Uncertainty:
             "mean_hu": round(float(np.mean(means)), 3) if means else 0.0,
             "scale": round(float(self._scale), 4),
             "mean_floor_hu": round(float(self._floor_hu.mean()), 3),
-            "calibrated": card.calibration.known,
+            "calibrated": self.calibrated,
         }
+
+
+def uncertainty_of(
+    deviation: np.ndarray,
+    difference: np.ndarray,
+    *,
+    calibration: Calibration,
+    noise_hu: np.ndarray,
+    samples: int,
+    strength: float,
+    calibrated: bool = False,
+) -> Uncertainty:
+    """The uncertainty of a restoration: of what it changes, whatever the strength; elsewhere none is by our doing.
+
+    Args:
+        deviation: over the samples, HU (H, W, D); set to 0, in place, where nothing is changed.
+        difference: restored minus input in HU (H, W, D), 0 where nothing may be touched.
+        calibration: of the weights' card.
+        noise_hu: noise level of the input per slice (D,).
+        samples: how many were averaged.
+        strength: share of the difference that is applied.
+        calibrated: as for Uncertainty.
+    """
+    for k in range(deviation.shape[2]):
+        deviation[:, :, k][difference[:, :, k] == 0] = 0
+        let_go(difference[:, :, k])
+        let_go(deviation[:, :, k])
+    left_out = left_out_hu(difference, strength=strength)
+    scale, floor_hu = calibration.factors(noise_hu, samples=samples, left_out_hu=left_out)
+    return Uncertainty(deviation, scale=scale, floor_hu=floor_hu, calibrated=calibrated)
 
 
 def write_parametric_map(
@@ -75,7 +111,6 @@ def write_parametric_map(
     derived: DerivedSeries,
     *,
     now: datetime.datetime,
-    card: WeightsCard,
     pages: Pages = plain_pages,
 ) -> Path:
     """Write uncertainty/deviation.dcm, a Parametric Map on the derived series' frames; returns its path.
@@ -85,7 +120,6 @@ def write_parametric_map(
         uncertainty: on the derived series' grid.
         derived: what was written before; its files are read for their headers.
         now: the run's clock.
-        card: says whether the values are calibrated.
         pages: makes the array for the stored values, in memory or on disk.
     """
     height, width, depth = uncertainty.shape
@@ -114,9 +148,10 @@ def write_parametric_map(
             window_center=16.0 / STEP_HU,
             window_width=32.0 / STEP_HU,
             content_label="UNCERTAINTY",
-            content_description=("calibrated" if card.calibration.known else "uncalibrated") + " deviation, HU",
+            content_description=("calibrated" if uncertainty.calibrated else "uncalibrated") + " deviation, HU",
         )
-        image.SeriesDescription = f"{sources[0].get('SeriesDescription', '')} uncertainty"[:64].strip()
+        before = str(sources[0].get("SeriesDescription", "")).removesuffix(derived.series_suffix)
+        image.SeriesDescription = series_description(before, f"{derived.series_suffix} uncertainty")
         for keyword in ("BodyPartExamined", "Laterality"):  # highdicom leaves them out; one of them is required
             if keyword in sources[0]:
                 setattr(image, keyword, sources[0][keyword].value)

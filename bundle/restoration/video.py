@@ -115,8 +115,8 @@ def restore_video(
 
 def _grey(frame: np.ndarray) -> np.ndarray:
     values = np.asarray(frame)
-    if values.ndim == 3:
-        values = values[..., :3].mean(axis=-1)
+    if values.ndim == 3:  # grey, grey and alpha, colours, colours and alpha
+        values = values[..., : 1 if values.shape[-1] < 3 else 3].mean(axis=-1)
     if values.dtype == np.uint16:
         values = values / 257
     return np.clip(np.rint(values), 0, _LEVELS).astype(np.uint8)

@@ -6,11 +6,13 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from bundle.data.sources import Case
-from bundle.errors import BundleError, find_bundle_error
+from bundle.errors import BundleError, ExitCode, defect, find_bundle_error
 
 
 class SeriesDataset(Dataset):
-    """Items are {'case': Case, 'data': transformed} or {'case': Case, 'failure': BundleError}.
+    """Items are {'case': Case, 'data': transformed}, or have 'finished': True or 'failure': error in place of the data.
+
+    A failure is a BundleError where it concerns that series alone, else whatever was raised.
 
     Args:
         data: the cases.
@@ -33,22 +35,35 @@ class SeriesDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Load series `index`, unless it is finished."""
+        """Load series `index`, unless it is finished; never raises: a thread that reads ahead would lose the error."""
         case = self.data[index]
-        if self.finished(case):
-            return {"case": case, "finished": True}
         try:
-            return {"case": case, "data": self.transform({"image": list(case.files)})}
+            if self.finished(case):
+                return {"case": case, "finished": True}
+            return {"case": case, "data": self.load(case)}
         except Exception as error:
-            return {"case": case, "failure": failure_of(error)}
+            known = find_bundle_error(error)
+            return {"case": case, "failure": known if _of_one_series(known) else error}
+
+    def load(self, case: Case) -> Mapping[str, Any]:
+        """Return the transformed data of one series."""
+        return self.transform({"image": list(case.files)})
 
 
-def failure_of(error: BaseException) -> BundleError:
-    """Return the BundleError behind `error`; re-raise what is a defect of ours or of the disk."""
-    known = find_bundle_error(error)
-    if known is None or known.exit_code != 2:
-        raise error
-    return known
+def failure_of(error: Exception) -> BundleError:
+    """Return what to say of a series that failed; of a defect of ours the traceback is kept in a file.
+
+    Raises:
+        Exception: `error` itself, when the next series would fail as well (full disk) or none is wanted (interrupted).
+    """
+    known = find_bundle_error(error) or defect(error)
+    if _of_one_series(known) or known.exit_code == ExitCode.DEFECT:
+        return known
+    raise error
+
+
+def _of_one_series(error: BundleError | None) -> bool:
+    return error is not None and error.exit_code == ExitCode.USER
 
 
 def single(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import pytest
@@ -38,6 +39,16 @@ def test_damaged_and_missing_weights(tmp_path, monkeypatch):
     assert [one.state for one in check_weights()] == ["wrong"]
     (tmp_path / "models" / "model.pt").write_bytes(b"other")
     assert ["not the file" in one.text for one in check_weights()] == [True]
+
+
+def test_what_is_found_is_said_in_sentences(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    notes = [one.text for one in check_requirements() if one.state == "note"]
+    assert "bm3d is not installed; it is for the BM3D baseline" in notes
+    assert [re.sub(r"[0-9]+", "9", one.text) for one in check_disk()] == [
+        "9 GB free in this folder",
+        "9 GB free in the temporary folder",
+    ]
 
 
 def test_little_room(monkeypatch):

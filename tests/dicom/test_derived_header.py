@@ -3,7 +3,7 @@ from phantom_series import write_phantom_series
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from bundle.dicom.derived_header import decimal_string, inherited
+from bundle.dicom.derived_header import decimal_string, inherited, series_description
 from bundle.dicom.index import find_series
 
 
@@ -56,6 +56,15 @@ def test_values_their_vr_forbids_are_mended_or_dropped():
     assert len(str(header["TableHeight"].value)) <= 16 and float(header.TableHeight) == pytest.approx(123.4)
     assert len(header.StudyDescription) == 64 and header.ExposureTime == 500
     assert "ScanOptions" not in header and "FrameOfReferenceUID" not in header
+
+
+@pytest.mark.parametrize("length", [0, 3, 48, 49, 50, 62, 64])
+@pytest.mark.parametrize("suffix", ["enhanced", "enhanced (out of domain)", "x" * 63, "x" * 70])
+def test_a_long_description_loses_its_own_end_and_not_what_was_done(length, suffix):
+    said = series_description("d" * length, suffix)
+    assert said.endswith(suffix[:64]) and len(said) <= 64 and said == said.strip()
+    kept = said.removesuffix(suffix[:64]).strip()
+    assert kept == "d" * len(kept) and len(kept) >= min(length, 63 - len(suffix))
 
 
 def test_references_are_kept_whole_or_not_at_all():

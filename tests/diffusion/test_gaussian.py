@@ -221,6 +221,27 @@ def test_more_steps_than_were_trained_are_refused():
         GaussianDiffusion(train_steps=100).sample(lambda z_t, t: z_t, normal(0), ONE, steps=101, noise=drawn(0))
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+@pytest.mark.parametrize(
+    ("start_time", "train_steps"), [(0.5, 1000), (0.3, 1000), (0.0501, 1000), (0.29, 100), (0.01, 100)]
+)
+def test_a_start_below_one_takes_every_step_up_to_it_and_no_more(sampler, start_time, train_steps):
+    process = GaussianDiffusion(sampler=sampler, start_time=start_time, train_steps=train_steps)
+    seen = []
+
+    def predict(z_t, t):
+        seen.append(round(float(t[0]) * train_steps))
+        return torch.zeros_like(z_t)
+
+    most = process.most_steps
+    assert most == int(round(start_time * train_steps, 6))
+    options = {"noise": drawn(1)}
+    assert process.sample(predict, normal(0), ONE, steps=most, **options).isfinite().all()
+    assert seen == list(range(most, 0, -1)), "each training step once"
+    with pytest.raises(ValueError, match=f"between 1 and {most}"):
+        process.sample(predict, normal(0), ONE, steps=most + 1, **options)
+
+
 def test_a_start_below_one_begins_at_the_degraded_latent():
     process, degraded, seen = GaussianDiffusion(parameterisation="x0", start_time=0.3), normal(0), []
 
@@ -273,6 +294,7 @@ def test_the_schedule_falls_from_one_to_almost_nothing():
         ({"parameterisation": "noise"}, "parameterisation"),
         ({"sampler": "euler"}, "sampler"),
         ({"start_time": 0.0}, "start_time"),
+        ({"start_time": 0.0004}, "start_time must be between 0.001 and 1"),
         ({"start_time": 1.1}, "start_time"),
         ({"eta": -0.1}, "eta"),
         ({"sampler": "dpm_solver", "eta": 0.5}, "eta"),
@@ -313,6 +335,12 @@ def test_the_order_of_convergence_against_the_exact_flow(sampler, order):
 def test_the_second_order_is_more_exact_for_the_same_work():
     for steps in (10, 20, 50):
         assert error_in_mid_flight("dpm_solver", steps) < 0.5 * error_in_mid_flight("ddim", steps)
+
+
+def test_what_decides_a_draw_is_said():
+    processes = [{}, {"eta": 0.5}, {"sampler": "ddpm"}, {"start_time": 0.3}, {"sampler": "dpm_solver"}]
+    said = [GaussianDiffusion(**options).method for options in processes]
+    assert said == ["ddim", "ddim, eta 0.5", "ddpm", "ddim, start_time 0.3", "dpm_solver"]
 
 
 def test_eta_goes_from_ddim_to_ddpm():

@@ -8,6 +8,7 @@ import pytest
 from phantom_series import phantom_hu, write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
+from bundle.configuration import exit_code
 from bundle.errors import BundleError, ExitCode, InterruptedRun, find_bundle_error
 from bundle.evaluation.measures import METRICS
 from bundle.evaluation.methods import Method
@@ -93,6 +94,23 @@ def test_a_stopped_evaluation_goes_on_with_the_next_series(tmp_path, weights, mo
     assert parts == whole and len(seen) == 1
     run(tmp_path / "in", tmp_path / "parts", weights, seed=3, **only)
     assert len(seen) == 3, "other noise: all again"
+
+
+def test_an_unforeseen_error_in_one_series_leaves_the_others_in_the_table(tmp_path, weights, monkeypatch):
+    for name in ("a", "b"):
+        write_phantom_series(tmp_path / "in" / name, patient=name, slices=3, size=48)
+    original, seen = ComparisonEvaluator.process, []
+
+    def broken(self, case, data):
+        seen.append(case.key)
+        return original(self, case, data) if len(seen) == 2 else 1 / 0
+
+    monkeypatch.setattr(ComparisonEvaluator, "process", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = run(tmp_path / "in", tmp_path / "out", weights, methods=["restored"])
+    assert exit_code() == ExitCode.DEFECT
+    assert "ZeroDivisionError" in found["failed"][seen[0]]
+    assert {row["series"] for row in found["rows"]} == {seen[1]}
 
 
 def test_real_partners_take_the_place_of_simulated_noise_and_mismatches_are_named(tmp_path, weights):

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from bundle.diffusion.noise import PositionalNoise
 from bundle.metrics.noise import noise_level as estimate
 from bundle.networks.presets import build_restorer
 from bundle.networks.restorer import Restorer
@@ -51,6 +52,17 @@ def test_values_far_outside_the_window_survive():
     x = image()
     x[..., 10:14, 10:14, :] = 30.0
     assert (build_restorer("tiny").eval()(x) - x).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["bridge", "ddim", "ddpm", "dpm_solver"])
+def test_samples_are_drawn_where_the_network_is(sampler):
+    """On the device without values, where tensors of the CPU are refused as on a GPU."""
+    net, x = build_restorer("tiny", sampler=sampler).to("meta"), image().to("meta")
+    noise = PositionalNoise(seed=0).at([(0, 0, 0)], net.latent_shape(x))
+    assert noise(0).device.type == "cpu"
+    for options in ({"noise": noise}, {"generator": generator(0)}):
+        drawn = net.sample(x, steps=3, noise_level=levels(x).to("meta"), **options)
+        assert drawn.device.type == "meta" and drawn.shape == x.shape
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 37, 50, 3), (1, 1, 9, 11, 1), (2, 1, 32, 40, 5), (1, 1, 5, 5, 2)])

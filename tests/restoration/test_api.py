@@ -46,6 +46,17 @@ def test_samples_give_an_uncertainty_and_one_load_serves_many(tiny):
     assert (first.uncertainty_hu[changed] > 0).mean() > 0.99 and (first.uncertainty_hu[~changed] == 0).all()
 
 
+def test_less_strength_is_less_sure(tiny):
+    hu = phantom_hu(size=40, slices=3)
+    options = {**tiny, "steps": 2, "num_samples": 2}
+    whole, none = (load_restorer(**options, strength=strength)(hu, AFFINE) for strength in (1.0, 0.0))
+    touched = whole.uncertainty_hu > 0
+    change = whole.restored_hu - hu
+    removed = [np.sqrt(np.square(change[..., k][touched[..., k]]).mean()) for k in range(3)]
+    expected = np.hypot(whole.uncertainty_hu, removed)
+    np.testing.assert_allclose(none.uncertainty_hu[touched], expected[touched], rtol=1e-3)
+
+
 def test_strength_zero_is_the_input(tiny):
     hu = phantom_hu(size=40, slices=3)
     np.testing.assert_array_equal(load_restorer(**tiny, strength=0.0)(hu, AFFINE).restored_hu, hu)

@@ -12,6 +12,7 @@ from tiny_workflows import run_tiny, write_tiny_weights
 from bundle.configuration import exit_code
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
+from bundle.restoration.loading import CompactReader
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,71 @@ def test_a_bad_series_is_named_and_the_rest_goes_on(tmp_path, run):
     assert len(summary["series"]) == 1 and len(summary["refused"]) == 1
     run(tmp_path / "in", tolerate_bad_series=True)
     assert exit_code() == ExitCode.DONE
+
+
+@pytest.fixture
+def two_series(tmp_path):
+    write_phantom_series(tmp_path / "in" / "a", slices=3)
+    write_phantom_series(tmp_path / "in" / "b", slices=3, patient="phantom-2", seed=1)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+def test_an_unforeseen_error_in_one_series_is_kept_and_the_rest_goes_on(
+    tmp_path, run, two_series, read_ahead, monkeypatch
+):
+    first = min(series.key for series in find_series(two_series).series)
+    volume = CompactReader.get_data
+
+    def broken(self, image):
+        if image.key == first:
+            raise ZeroDivisionError("by zero")
+        return volume(self, image)
+
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(logs))
+    monkeypatch.setattr(CompactReader, "get_data", broken)
+    run(two_series, read_ahead=read_ahead)
+    assert exit_code() == ExitCode.DEFECT
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["failed"]) == [first] and len(summary["series"]) == 1
+    (log,) = logs.glob("*.log")
+    assert summary["failed"][first] == f"ZeroDivisionError: by zero (a defect of ours; traceback in {log})"
+    assert "ZeroDivisionError: by zero" in log.read_text()
+    monkeypatch.undo()
+    run(two_series, read_ahead=read_ahead)
+    assert exit_code() == ExitCode.DONE and len(list((tmp_path / "out").glob("*/dicom"))) == 2
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+def test_a_disk_that_fills_up_ends_the_run_also_while_the_next_series_is_read(
+    tmp_path, run, two_series, read_ahead, monkeypatch
+):
+    last = max(series.key for series in find_series(two_series).series)
+    volume = CompactReader.get_data
+
+    def full(self, image):
+        if image.key == last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return volume(self, image)
+
+    monkeypatch.setattr(CompactReader, "get_data", full)
+    with pytest.raises(RuntimeError) as raised:
+        run(two_series, read_ahead=read_ahead)
+    assert find_bundle_error(raised.value).exit_code == ExitCode.IO
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["series"]) == 1 and not summary["failed"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_samples": 2}, {"steps": 2, "flips": 2}, {"steps": 51, "sampler": "ddim", "start_time": 0.05}]
+)
+def test_settings_that_no_series_can_be_restored_with_end_the_run_before_any(tmp_path, run, two_series, options):
+    with pytest.raises(RuntimeError) as raised:
+        run(two_series, **options)
+    assert find_bundle_error(raised.value).exit_code == ExitCode.USER
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_identifier_outside_the_private_summary(tmp_path, run, caplog, capsys):

@@ -1,14 +1,14 @@
 """Tiles give what the whole gives; HU in, HU out."""
 
-import numpy as np
 import pytest
 import torch
 from phantom_series import phantom_hu
 
 from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
+from bundle.metrics.noise import noise_level
 from bundle.networks.presets import build_restorer
-from bundle.restoration.inferer import RestorationInferer, measure_noise
+from bundle.restoration.inferer import RestorationInferer
 from bundle.units import LinearWindow
 
 
@@ -29,6 +29,11 @@ def volume():
     return torch.from_numpy(phantom_hu(slices=8, size=64))[None, None]
 
 
+def noise_of(image):
+    """Noise level (1, D) of an image (1, 1, H, W, D)."""
+    return torch.from_numpy(noise_level(image[0, 0].numpy()))[None]
+
+
 def inferer(**options):
     return RestorationInferer(mixed_precision="off", **options)
 
@@ -38,7 +43,7 @@ def test_the_network_changes_this_volume(network, volume):
 
 
 def test_one_tile_equals_the_network_called_directly(network, volume):
-    level = measure_noise(volume)
+    level = noise_of(volume)
     with torch.inference_mode():
         direct = network.linear.to_hu(network(network.units.from_hu(volume), None, level))
     assert torch.allclose(inferer()(volume, network), direct, atol=1e-2)
@@ -91,11 +96,6 @@ def test_reconstruct_is_the_autoencoder_alone(network, volume):
     assert (inferer().reconstruct(volume, network) - volume).abs().max() < 0.05, "a lossless start"
 
 
-def test_measured_noise_is_per_slice(volume):
-    assert measure_noise(volume).shape == (1, 8)
-    assert np.isfinite(measure_noise(volume).numpy()).all()
-
-
 @pytest.fixture(scope="module")
 def pixelwise():
     """A Restorer whose every convolution sees one voxel's column of its own latent position only."""
@@ -146,7 +146,7 @@ def test_the_deviation_is_that_of_the_draws(network, volume):
     (piece,) = inferer(steps=3, num_samples=4).pieces(part, network)
     noise = [PositionalNoise(seed=0, draw=draw) for draw in range(4)]
     x = network.units.from_hu(part[None, None])
-    level = measure_noise(part[None, None])
+    level = noise_of(part[None, None])
     with torch.inference_mode():
         draws = [
             network.sample(x, steps=3, noise=n.at([(0, 0, 0)], network.latent_shape(x)), noise_level=level)
@@ -207,6 +207,13 @@ def test_flips_are_the_mean_of_restorations_of_mirror_images(network, volume, fl
     found = inferer(flips=flips)(volume, network)
     torch.testing.assert_close(found, torch.stack(once).mean(0), atol=1e-2, rtol=0)
     assert (found - once[0]).abs().max() > 0.05
+
+
+def test_more_steps_than_lie_before_the_start_are_refused(volume):
+    late = build_restorer("tiny", sampler="dpm_solver", start_time=0.05)
+    with pytest.raises(BundleError, match="steps must be at most 50 with this sampler and start_time, not 51"):
+        inferer(steps=51).require_fit(late)
+    inferer(steps=50).require_fit(late)
 
 
 def test_flips_that_cannot_be_are_refused(network, volume):

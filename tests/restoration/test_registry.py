@@ -31,7 +31,7 @@ def test_a_card_is_read_whole(tmp_path):
     card = read_card(weights(tmp_path))
     assert (card.task, card.sampler, card.domain) == ("denoise", "bridge", {"noise_hu": [5, 40]})
     assert card.residual_std == (0.5, 0.25) and card.calibration == Calibration(scale=1.3, known=True)
-    fitted = {"scale": 1.0, "floor": 0.5, "constant_hu": 2.0}
+    fitted = {"scale": 1.0, "floor": 0.5, "constant_hu": 2.0, "steps": 4}
     assert read_card(weights(tmp_path, uncertainty=fitted)).calibration == Calibration(**fitted, known=True)
 
 
@@ -42,11 +42,24 @@ def test_without_a_calibration_the_scale_is_one_and_said_to_be_unknown(tmp_path)
     assert factor == 1 and not added.any()
 
 
-def test_a_calibrated_deviation_knows_noise_strength_and_the_mean_s_own_error():
+def test_a_calibrated_deviation_knows_noise_what_was_left_out_and_the_mean_s_own_error():
     calibration = Calibration(scale=2.0, floor=0.5, constant_hu=3.0, known=True)
-    factor, added = calibration.factors(np.array([0.0, 8.0]), samples=4, strength=0.5)
-    assert factor == pytest.approx(0.5 * 2.0 * np.sqrt(1.25))
-    np.testing.assert_allclose(added, 0.5 * np.sqrt(1.25) * np.array([3.0, 5.0]))
+    factor, added = calibration.factors(np.array([0.0, 8.0]), samples=4)
+    assert factor == pytest.approx(2.0 * np.sqrt(1.25))
+    np.testing.assert_allclose(added, np.sqrt(1.25) * np.array([3.0, 5.0]))
+    same, more = calibration.factors(np.array([0.0, 8.0]), samples=4, left_out_hu=np.array([0.0, 7.0]))
+    assert same == factor
+    np.testing.assert_allclose(more, np.hypot(added, [0.0, 7.0]))
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "expected"),
+    [("bridge", 4, True), ("bridge", 2, False), ("bridge", 50, False), ("ddim", 4, False)],
+)
+def test_a_calibration_is_for_samples_drawn_as_those_it_was_fitted_to(tmp_path, method, steps, expected):
+    card = read_card(weights(tmp_path, uncertainty={"scale": 1.0, "steps": 4}))
+    assert card.calibrates(method, steps=steps) == expected
+    assert not read_card(weights(tmp_path, uncertainty={"steps": 4})).calibrates(method, steps=steps)
 
 
 def test_no_card_and_the_card_of_other_weights_are_none(tmp_path, caplog):
@@ -91,9 +104,15 @@ def test_weights_without_a_card_are_for_denoising(tmp_path):
 
 def test_weights_of_another_task_are_refused(tmp_path):
     card = read_card(weights(tmp_path, task="thin"))
-    assert task_of(card, "thin") is card and task_of(NO_CARD, "thin") is NO_CARD
+    assert all(task_of(one, "thin", slice_spacing_mm=1.0) is one for one in (card, NO_CARD))
     with pytest.raises(BundleError, match="are for task 'thin', not 'denoise'"):
         task_of(card, "denoise")
+
+
+def test_thin_slices_need_their_distance(tmp_path):
+    for card in (read_card(weights(tmp_path, task="thin")), NO_CARD):
+        with pytest.raises(BundleError, match="task 'thin' needs slice_spacing_mm"):
+            task_of(card, "thin", slice_spacing_mm=None)
 
 
 def test_thin_slices_are_no_matter_for_weights_that_denoise(tmp_path):

@@ -6,7 +6,7 @@ from phantom_series import phantom_hu
 
 from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.region import apply_difference
-from bundle.restoration.restored import RestoredSlices
+from bundle.restoration.restored import RestoredSlices, left_out_hu
 
 
 @pytest.fixture
@@ -42,6 +42,13 @@ def test_the_change_is_in_proportion_to_the_strength(source):
     half = RestoredSlices(source, difference(), strength=0.5).array()
     hu = np.stack([source.slice_hu(k) for k in range(4)], axis=2)
     np.testing.assert_allclose(half - hu, 0.5 * (whole - hu), atol=1e-3)
+
+
+def test_what_a_strength_leaves_out_is_counted_per_slice_where_something_changed():
+    change = np.zeros((8, 8, 3), np.float16)
+    change[:2, :, 0], change[:, :, 1] = 300.0, -4.0  # the square of 300 is beyond half precision
+    np.testing.assert_allclose(left_out_hu(change, strength=0.75), [75.0, 1.0, 0.0])
+    assert not left_out_hu(change, strength=1.0).any()
 
 
 def test_every_slice_is_told_of_once_and_untouched_voxels_are_cleared(source):

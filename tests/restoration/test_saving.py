@@ -38,7 +38,7 @@ def run(tmp_path, weights, **options):
 
 def test_samples_leave_their_mean_and_a_calibrated_deviation(tmp_path, weights):
     write_phantom_series(tmp_path / "in", slices=4)
-    card(weights, uncertainty={"scale": 2.0})
+    card(weights, uncertainty={"scale": 2.0, "steps": 2})
     folder, summary = run(tmp_path, weights, steps=2, num_samples=3, save_nifti=True)
     deviation = nibabel.load(folder / "uncertainty" / "deviation.nii.gz")
     values = np.asarray(deviation.dataobj)
@@ -54,14 +54,32 @@ def test_samples_leave_their_mean_and_a_calibrated_deviation(tmp_path, weights):
     assert not np.array_equal(restored.array, source.array)
 
 
-def test_half_the_strength_is_half_the_deviation(tmp_path, weights):
+@pytest.mark.parametrize("strength", [0.5, 0.0])
+def test_what_a_strength_leaves_out_is_part_of_the_deviation(tmp_path, weights, strength):
     write_phantom_series(tmp_path / "in", slices=3)
-    means = []
-    for strength in (1.0, 0.5):
-        out = tmp_path / f"out{strength}"
-        _, summary = run(tmp_path, weights, steps=2, num_samples=2, strength=strength, output_dir=out)
-        means.append(summary["uncertainty"]["mean_hu"])
-    assert means[1] == pytest.approx(means[0] / 2, rel=0.01)
+    maps = []
+    for s in (1.0, strength):
+        out = tmp_path / f"out{s}"
+        folder, _ = run(tmp_path, weights, steps=2, num_samples=2, strength=s, save_nifti=True, output_dir=out)
+        names = ("volume.nii.gz", "uncertainty/deviation.nii.gz")
+        maps.append([np.asarray(nibabel.load(folder / name).dataobj) for name in names])
+    (whole, deviation), (_, found) = maps
+    change = whole - read_volume(str(tmp_path / "in")).array
+    removed = [np.sqrt(np.square(change[..., k][change[..., k] != 0]).mean()) for k in range(3)]
+    touched = deviation > 0
+    expected = np.hypot(deviation, (1 - strength) * np.array(removed))
+    np.testing.assert_allclose(found[touched], expected[touched], rtol=2e-3)
+    assert not found[~touched].any() and min(removed) > 1
+
+
+def test_samples_of_other_steps_than_the_cards_are_not_said_to_be_calibrated(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=2)
+    card(weights, uncertainty={"scale": 2.0, "steps": 3})
+    for steps in (2, 3):
+        folder, summary = run(tmp_path, weights, steps=steps, num_samples=2, output_dir=tmp_path / f"out{steps}")
+        said = pydicom.dcmread(folder / "uncertainty" / "deviation.dcm", stop_before_pixels=True).ContentDescription
+        assert summary["uncertainty"]["calibrated"] == (steps == 3)
+        assert said.startswith("calibrated") == (steps == 3)
 
 
 def test_the_floor_of_the_card_follows_the_noise_of_slices(tmp_path, weights):
@@ -74,7 +92,7 @@ def test_the_floor_of_the_card_follows_the_noise_of_slices(tmp_path, weights):
         maps.append(np.asarray(nibabel.load(folder / "uncertainty" / "deviation.nii.gz").dataobj))
     noise = noise_level(read_volume(str(tmp_path / "in")).array)
     touched = maps[0] > 0
-    of_mean = 0.5 * np.sqrt(1 + 1 / 2)
+    of_mean = np.sqrt(1 + 1 / 2)
     expected = np.hypot(maps[0], np.broadcast_to(of_mean * np.hypot(2.0 * noise, 3.0), maps[0].shape))
     np.testing.assert_allclose(maps[1][touched], expected[touched], rtol=1e-4)
     assert not maps[1][~touched].any() and summary["uncertainty"]["mean_floor_hu"] > 0
@@ -108,12 +126,15 @@ def test_nifti_in_nifti_out(tmp_path, weights):
 
 
 def test_outside_the_domain_is_said_everywhere_and_goes_on(tmp_path, weights, capsys):
-    write_phantom_series(tmp_path / "in", slices=3)
+    write_phantom_series(tmp_path / "in", slices=3, SeriesDescription="long " * 12 + "yes")
     card(weights, domain={"noise_hu": [1.0, 2.0]})
-    folder, summary = run(tmp_path, weights)
+    folder, summary = run(tmp_path, weights, steps=2, num_samples=2)
     assert summary["in_domain"] == "no" and "noise" in summary["domain"]["reasons"][0]
     header = pydicom.dcmread(next((folder / "dicom").iterdir()), stop_before_pixels=True)
-    assert "out of domain" in header.SeriesDescription
+    assert header.SeriesDescription.startswith("long") and header.SeriesDescription.endswith("enhanced (out of domain)")
+    deviation = pydicom.dcmread(folder / "uncertainty" / "deviation.dcm", stop_before_pixels=True)
+    assert deviation.SeriesDescription.startswith("long long")
+    assert deviation.SeriesDescription.endswith("enhanced (out of domain) uncertainty")
     assert "domain: no (noise" in header.DerivationDescription
     assert "outside the weights' domain" in "".join(capsys.readouterr())
     assert exit_code() == ExitCode.DONE

@@ -99,6 +99,16 @@ def test_weights_for_denoising_are_refused_unless_asked_for(tmp_path, weights):
     assert "out of domain" in read_volume(str(folder / "dicom")).headers[0].SeriesDescription
 
 
+def test_weights_for_thin_slices_never_touch_slices_that_stay_as_they_are(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=3, spacing=SPACING)
+    card(weights, "thin")
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path, weights, slice_spacing_mm=None, task="thin")
+    error = find_bundle_error(raised.value)
+    assert error.exit_code == ExitCode.USER and "slice_spacing_mm" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_series_that_is_thin_already_fails_alone(tmp_path, weights):
     write_phantom_series(tmp_path / "in" / "thick", slices=3, spacing=SPACING)
     write_phantom_series(tmp_path / "in" / "thin", slices=3, spacing=(0.8, 0.8, 1.0), patient="other")

@@ -52,6 +52,18 @@ def test_a_stack_of_pictures_is_restored_in_the_order_of_names(tmp_path):
     assert np.abs(read_frames(tmp_path / "out.mp4").astype(int) - frames).mean() < 3
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_transparency_is_no_grey(tmp_path, channels):
+    import imageio.v3 as imageio
+
+    picture = np.full((16, 16, channels), 100, np.uint8)
+    if channels in (2, 4):
+        picture[..., -1] = 255
+    (tmp_path / "in").mkdir()
+    imageio.imwrite(tmp_path / "in" / "a.png", picture.squeeze())
+    assert (read_frames(tmp_path / "in") == 100).all()
+
+
 def test_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(BundleError, match=r"'a.mp4' cannot be read"):
