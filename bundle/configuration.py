@@ -88,6 +88,18 @@ def require_keys(**values: Any) -> bool:
     return True
 
 
+def require_apart(*, dataset_dir: Any, output_dir: Any) -> bool:
+    """Refuse an output folder that is the input or lies in it: the next run would find this one's results there.
+
+    Raises:
+        BundleError: when it does.
+    """
+    source, target = (Path(str(folder)).resolve() for folder in (dataset_dir, output_dir))
+    if source.is_dir() and source in (target, *target.parents):
+        raise BundleError("output_dir lies in dataset_dir", hint="name a folder outside it with --output_dir")
+    return True
+
+
 def flag(value: Any) -> bool:
     """Read a switch: fire keeps `false` and `true` in lower case as text, and any text would count as true.
 

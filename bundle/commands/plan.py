@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
+from bundle.configuration import require_apart
 from bundle.data.sources import Case, Source
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import find_series
@@ -31,7 +32,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
 
     Args:
         config_files: the inference config.
-        options: keys of it, dataset_dir among them.
+        options: keys of it, dataset_dir and output_dir among them.
 
     Returns:
         The selected series with sizes, tiles, and estimated seconds; refused ones with reasons; memory in GB. Nothing
@@ -40,6 +41,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
     Raises:
         BundleError: when there is nothing to restore or an option is wrong.
     """
+    require_apart(dataset_dir=options["dataset_dir"], output_dir=options["output_dir"])
     parser = ConfigParser()
     parser.read_config(list(config_files))
     parser.update(dict(options))

@@ -3,7 +3,7 @@ from phantom_series import write_phantom_series
 from tiny_workflows import ROOT, write_tiny_weights
 
 from bundle.commands.plan import make_plan, spoken
-from bundle.errors import find_bundle_error
+from bundle.errors import BundleError, find_bundle_error
 
 CONFIG = [str(ROOT / "configs" / "inference.yaml")]
 
@@ -30,8 +30,16 @@ def test_says_what_would_be_done_and_writes_nothing(options, tmp_path):
 
 def test_only_what_is_selected_is_planned(options):
     assert [one["size"] for one in make_plan(CONFIG, {**options, "max_samples": 1})["series"]] == [[64, 64, 10]]
-    plan = make_plan(CONFIG, {**options, "select_description": "no such series"})
+    with pytest.raises(RuntimeError) as caught:
+        make_plan(CONFIG, {**options, "select_description": "no such series"})
+    assert "no series fits the rules" in str(find_bundle_error(caught.value))
+    plan = make_plan(CONFIG, {**options, "select_description": "no such series", "tolerate_bad_series": True})
     assert plan["series"] == [] and "would restore 0 series" in spoken(plan)
+
+
+def test_a_place_that_the_run_would_refuse(options):
+    with pytest.raises(BundleError, match="output_dir lies in dataset_dir"):
+        make_plan(CONFIG, {**options, "output_dir": f"{options['dataset_dir']}/out"})
 
 
 def test_more_steps_take_longer(options):

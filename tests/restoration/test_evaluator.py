@@ -111,6 +111,17 @@ def test_a_disk_without_room_ends_the_run_before_anything_is_written(tmp_path, r
     assert exit_code() == ExitCode.DONE
 
 
+@pytest.mark.parametrize("below", ["", "out", "deep/out"])
+def test_an_output_in_the_input_is_refused(tmp_path, run, below):
+    write_phantom_series(tmp_path / "in", slices=3)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", output_dir=tmp_path / "in" / below)
+    assert "output_dir lies in dataset_dir" in str(find_bundle_error(raised.value))
+    assert not list((tmp_path / "in").rglob("*.json"))
+    run(tmp_path / "in", output_dir=tmp_path)  # the input in the output harms nothing
+    assert exit_code() == ExitCode.DONE
+
+
 def test_uneven_series_are_restored_only_when_asked(tmp_path, run):
     hu = write_phantom_series(tmp_path / "in", slices=8, drop=(3,))
     with pytest.raises(RuntimeError) as raised:
