@@ -27,11 +27,15 @@ from bundle.dicom.workers import prepare
 from bundle.errors import BundleError
 from bundle.pages import Pages, plain_pages
 
-__all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
+__all__ = ["NoDicom", "Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _LOST = "a first or last slice may be missing"
 _MAYBE_A_SLICE = "cannot be read as DICOM, yet lies beside a series as a slice of it would: one may be missing"
+
+
+class NoDicom(BundleError):
+    """An input without any DICOM file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,8 @@ def find_series(root: Path, *, progress: Callable[[int, int], None] | None = Non
         gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
 
     Raises:
-        BundleError: when `root` is missing, empty, or holds no DICOM at all.
+        NoDicom: when `root` is empty, or holds no DICOM at all.
+        BundleError: when it is missing.
     """
     return _find_series(Path(root), progress=progress, gaps=gaps)
 
@@ -177,7 +182,7 @@ def _find_series(
         raise BundleError(f"input '{root.name}' does not exist", hint="name a folder of DICOM files")
     paths = list(walk(root))
     if not paths:
-        raise BundleError(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
+        raise NoDicom(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
     scan = _Scan(root if root.is_dir() else root.parent, to_decode=len(paths) if decode else 0)
     with Sources() as sources:
         for number, path in enumerate(paths, start=1):
@@ -185,7 +190,7 @@ def _find_series(
             if progress is not None:
                 progress(number, len(paths))
         if not (scan.slices or scan.damaged or scan.refused):
-            raise BundleError(f"input '{root.name}' holds no DICOM files", hint="name a folder of DICOM files")
+            raise NoDicom(f"input '{root.name}' holds no DICOM files", hint="name a folder of DICOM files")
         return scan.index(sources, gaps=gaps)
 
 

@@ -49,6 +49,14 @@ def test_nifti_folder(tmp_path):
     assert len({case.key for case in cases}) == len({case.patient_key for case in cases}) == 2
 
 
+def test_a_stray_nifti_hides_no_dicom(dicom):
+    write_nifti(dicom / "notes" / "mask.nii.gz")
+    cases = find_cases(dicom).cases
+    assert len(cases) == 4 and [case.label for case in cases if case.is_nifti] == ["notes/mask.nii.gz"]
+    (dicom / "Doe^Jane0" / "ct" / "IM9999.dcm").write_bytes(b"")
+    assert any("may be missing" in refusal.reason for refusal in find_cases(dicom).refused)
+
+
 def test_keys_do_not_reveal_names(dicom, tmp_path):
     write_nifti(tmp_path / "nifti" / "Doe_Jane.nii.gz")
     for root in (dicom, tmp_path / "nifti"):
