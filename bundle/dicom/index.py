@@ -180,10 +180,14 @@ def _find_series(
     check_gaps_option(gaps)
     if not root.exists():
         raise BundleError(f"input '{root.name}' does not exist", hint="name a folder of DICOM files")
-    paths = list(walk(root))
-    if not paths:
+    unseen: list[str] = []
+    paths = list(walk(root, unseen=unseen))
+    if not paths and not unseen:
         raise NoDicom(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
     scan = _Scan(root if root.is_dir() else root.parent, to_decode=len(paths) if decode else 0)
+    scan.refused += [
+        Refusal("", "cannot be looked into", scan.where(path), "check its owner and permissions") for path in unseen
+    ]
     with Sources() as sources:
         for number, path in enumerate(paths, start=1):
             scan.read(path, sources)
