@@ -196,11 +196,13 @@ class RestorationEvaluator(SeriesEvaluator):
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Restore all series and write the run's summary, also when interrupted."""
         self.output.require_folder()
+        complete = False
         try:
             if len(self.data_loader):  # type: ignore[arg-type] # a share may be empty
                 super().run(global_epoch)
+            complete = True
         finally:
-            self.output.write_summary(self.refused)
+            self.output.write_summary(self.refused, complete=complete)
         if self.defect:
             set_exit_code(ExitCode.DEFECT)
 

@@ -102,6 +102,7 @@ class SaveRestored(Transform):
                     summary=described,
                     now=self.output.now,
                 )
+            self.output.write_private(folder, mapping)
         self.output.add(case, described, mapping)
         return {**data, "restored": restored, "uncertainty": uncertainty, "summary": described}
 

@@ -54,6 +54,14 @@ def test_switches_are_no_keys_of_the_config(started, tmp_path, capsys, monkeypat
     assert json.loads(told)["series"] == {"a": {"status": "done"}} and "SECRET" not in told and "1.2" not in told
 
 
+def test_the_summary_of_a_share_is_its_own(started, tmp_path, capsys):
+    for name, said in (("summary", "stale"), ("summary_1_of_4", "own")):
+        summary = {"settings": said, "weights_sha256": "", "software_version": "", "failed": {}, "series": {}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**summary, "refused": []}))
+    enhance(["in", str(tmp_path), "--json", "--shard", "1/4"])
+    assert json.loads(capsys.readouterr().out)["settings"] == "own"
+
+
 def test_a_dry_run_refuses_what_the_run_would(tmp_path):
     with pytest.raises(BundleError, match="unknown option --stepps"):
         enhance([str(tmp_path), "out", "--stepps", "4", "--dry_run"])

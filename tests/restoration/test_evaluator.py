@@ -159,8 +159,14 @@ def test_a_second_run_skips_and_other_settings_do_not(tmp_path, run):
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == before
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert next(iter(summary["series"].values()))["uid_mapping"], "what the first run knew is kept"
-    run(tmp_path / "in", strength=0.5)
-    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} != before
+    for changed in ({"strength": 0.5}, {"series_suffix": "other"}):
+        run(tmp_path / "in", **changed)
+        after = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+        assert after != before, changed
+        before = after
+    next(first.iterdir()).unlink()
+    run(tmp_path / "in", series_suffix="other")
+    assert len(list(first.iterdir())) == 4
 
 
 def test_a_bad_series_is_named_and_the_rest_goes_on(tmp_path, run):
@@ -263,8 +269,10 @@ def test_interrupted_between_series(tmp_path, run, monkeypatch):
         run(tmp_path / "in")
     assert isinstance(find_bundle_error(raised.value), InterruptedRun)
     assert len(list((tmp_path / "out").glob("*/dicom"))) == 1
+    assert not json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
     monkeypatch.undo()
     run(tmp_path / "in")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
     assert len(list((tmp_path / "out").glob("*/dicom"))) == 2
 
 
