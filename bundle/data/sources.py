@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bundle.configuration import checked_number
 from bundle.data.case import Case
 from bundle.data.datalist import read_datalist
 from bundle.data.pairs import THICK_THIN, check_pairs_option, pair_by_rule, pair_thick_thin
@@ -72,11 +73,9 @@ def check_max_samples(max_samples: int | None) -> int | None:
     """Return `max_samples`.
 
     Raises:
-        BundleError: when it is below 1.
+        BundleError: when it is no whole number of at least 1.
     """
-    if max_samples is not None and max_samples < 1:
-        raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
-    return max_samples
+    return None if max_samples is None else checked_number("max_samples", max_samples, int, low=1)
 
 
 def _folder_cases(

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
-from bundle.configuration import bundle_root
+from bundle.configuration import bundle_root, checked_number
 from bundle.data.sources import find_cases
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.thin_slices import ThinSlices
@@ -70,7 +70,7 @@ class LoadedRestorer:
         use_card(self.network, card)
         self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
         self.device = torch.device(parser.get_parsed_content("device"))
-        self.strength = float(parser.get_parsed_content("strength"))
+        self.strength = checked_number("strength", parser.get_parsed_content("strength"), float, low=0, high=1)
         self.calibration = card.calibration
         self.gaps: str = parser.get_parsed_content("gaps")
         self.thin: ThinSlices | None = parser.get_parsed_content("thin")

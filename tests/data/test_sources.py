@@ -85,7 +85,7 @@ def test_max_samples_takes_the_first_by_key(dicom):
     assert find_cases(dicom, max_samples=2).cases == everything[:2]
     assert find_cases(dicom, max_samples=9).cases == everything
     for wrong in (0, -1):
-        with pytest.raises(BundleError, match="max_samples must be 1 or more"):
+        with pytest.raises(BundleError, match="max_samples must be a whole number, at least 1"):
             find_cases(dicom, max_samples=wrong)
 
 

@@ -122,6 +122,35 @@ def test_an_output_in_the_input_is_refused(tmp_path, run, below):
     assert exit_code() == ExitCode.DONE
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, "abc", f"{key} must be a")
+            for key in ("steps", "num_samples", "strength", "overlap", "seed", "threads")
+        ),
+        *((key, True, f"{key} must be a") for key in ("steps", "strength", "max_samples", "eta", "start_time")),
+        ("steps", 2.5, "steps must be a whole number, at least 1, at most 1000"),
+        ("seed", 1.5, "seed must be a whole number"),
+        ("max_samples", "abc", "max_samples must be a whole number"),
+        ("threads", -1, "threads must be a whole number, at least 0"),
+        ("tile_size", 512, "tile_size must be three numbers"),
+        ("tile_size", [512, 512, "x"], "tile_size must be a whole number"),
+        ("spacing_mm", [1, 1], "spacing_mm must be three numbers"),
+        ("spacing_mm", [1, 1, 0], "spacing_mm cannot be 0"),
+        ("overlap", 1, "overlap must be a number, at least 0, below 1"),
+        ("device", "foo", "device 'foo' is unknown"),
+        ("networks_from", "foo", "networks_from 'foo' is unknown"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_the_users_to_change(tmp_path, run, key, value, message):
+    write_phantom_series(tmp_path / "in", slices=3, size=16)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", **{key: value})
+    error = find_bundle_error(raised.value)
+    assert error is not None and message in str(error) and error.exit_code == ExitCode.USER
+
+
 def test_uneven_series_are_restored_only_when_asked(tmp_path, run):
     hu = write_phantom_series(tmp_path / "in", slices=8, drop=(3,))
     with pytest.raises(RuntimeError) as raised:

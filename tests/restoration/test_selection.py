@@ -44,7 +44,7 @@ def test_max_samples_counts_what_is_selected():
     share = select(source, shard="2/4").cases
     assert select(source, shard="2/4", max_samples=3).cases == share[:3]
     assert select(source, shard="2/4", max_samples=100).cases == share and len(share) > 3
-    with pytest.raises(BundleError, match="max_samples must be 1 or more"):
+    with pytest.raises(BundleError, match="max_samples must be a whole number, at least 1"):
         select(source, max_samples=0)
 
 
