@@ -149,6 +149,11 @@ class LoadedRestorer:
         domain = self._domain(source)
         padding = source.padding_mask if isinstance(source, Volume) else None
         restoration = self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
+        if isinstance(source, NiftiSource):
+            restored_hu, affine = source.as_in_file(restoration.restored_hu)
+            deviation = restoration.uncertainty_hu
+            uncertainty_hu = None if deviation is None else source.as_in_file(deviation)[0]
+            restoration = Restoration(restored_hu, uncertainty_hu, affine, case.key)
         return dataclasses.replace(restoration, domain=domain)
 
     @torch.inference_mode()
