@@ -27,7 +27,7 @@ from bundle.dicom.workers import prepare
 from bundle.errors import BundleError
 from bundle.pages import Pages, plain_pages
 
-__all__ = ["NoDicom", "Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
+__all__ = ["NoDicom", "Refusal", "Series", "SeriesIndex", "find_series", "only_series", "read_volume"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _LOST = "a first or last slice may be missing"
@@ -209,19 +209,30 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", page
     Raises:
         BundleError: when they do not make exactly one CT volume; says why.
     """
+    return only_series(paths, gaps=gaps, decode=True).load(pages)
+
+
+def only_series(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", decode: bool = False) -> Series:
+    """The one series that files make, from their headers; arguments and errors as of `read_volume`.
+
+    Args:
+        paths: files, or one folder.
+        gaps: as for `find_series`.
+        decode: start what decodes its frames, because they are read next.
+    """
     listed = [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
     if not listed:
         raise BundleError("no files to read a volume from")
     if len(listed) == 1 and MEMBER_MARK not in listed[0]:
-        index = _find_series(Path(listed[0]), gaps=gaps, decode=True)
+        index = _find_series(Path(listed[0]), gaps=gaps, decode=decode)
     else:
         # A multi-frame object is listed once per frame.
-        index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps))
+        index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps), decode=decode)
     doubts = [note for series in index.series for note in series.notes if _LOST in note]
     if len(index.series) == 1 and doubts:
         raise BundleError(doubts[0], hint="fetch the series again, or name its files")
     if len(index.series) == 1:
-        return index.series[0].load(pages)
+        return index.series[0]
     if index.series:
         keys = ", ".join(series.key for series in index.series[:4])
         raise BundleError(f"input holds {len(index.series)} CT series ({keys})", hint="read them one by one")
@@ -229,11 +240,11 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", page
     raise BundleError(f"no usable CT series: {reasons}", hint=index.refused[0].hint if index.refused else "")
 
 
-def _index_of_files(paths: Iterable[str], *, gaps: str) -> SeriesIndex:
+def _index_of_files(paths: Iterable[str], *, gaps: str, decode: bool) -> SeriesIndex:
     """Index of explicitly named files: one that is no usable CT image is an error, not something beside."""
     listed = list(paths)
     root = Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed]))
-    scan = _Scan(root, to_decode=len(listed))
+    scan = _Scan(root, to_decode=len(listed) if decode else 0)
     with Sources() as sources:
         for path in listed:
             before = len(scan.slices)
