@@ -1,8 +1,11 @@
 """The inference workflow on real DICOM files: geometry, HU, resume, bad series, interruption."""
 
+import contextlib
 import errno
 import json
 import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from phantom_series import write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.configuration import exit_code
+from bundle.data.sources import find_cases
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
 from bundle.restoration.loading import CompactReader
@@ -109,6 +113,37 @@ def test_a_disk_without_room_ends_the_run_before_anything_is_written(tmp_path, r
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["summary.json"]
     run(tmp_path / "in", **{"scratch#folder": None})
     assert exit_code() == ExitCode.DONE
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """A disk that has no room for a larger file: writing on ends with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_while_a_series_is_written_leaves_whole_ones_only(tmp_path, run):
+    for name in ("a", "b"):
+        write_phantom_series(tmp_path / "in" / name, slices=3, size=32, patient=name)
+    first, second = find_cases(tmp_path / "in").cases
+    shutil.rmtree(tmp_path / "in" / second.label)
+    write_phantom_series(tmp_path / "in" / second.label, slices=12, size=64, patient=second.label)
+    out, options = tmp_path / "out", {"save_nifti": True, "scratch#folder": None}
+    with files_of_at_most(40_000), pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", **options)
+    assert find_bundle_error(raised.value).exit_code == ExitCode.IO
+    assert sorted(path.name for path in out.iterdir()) == sorted([first.key, "summary.json"]), "and nothing temporary"
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["series"]) == [first.key] and not summary["complete"]
+    written = {path: path.stat().st_mtime_ns for path in (out / first.key).rglob("*.dcm")}
+    assert len(written) == 3
+    run(tmp_path / "in", **options)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list((out / second.key).rglob("*.dcm"))) == 12
 
 
 @pytest.mark.parametrize("below", ["", "out", "deep/out"])
