@@ -6,13 +6,16 @@ costs nothing. Where the process is not a `run` command (a notebook, a server) t
 check, and its excepthook is left alone.
 """
 
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bundle.errors import BundleError, ExitCode, install_excepthook
 from bundle.overrides import CommandLine, check_options, current_command_line, load_config
 
+_Number = TypeVar("_Number", int, float)
 _exit_code = ExitCode.DONE
 
 
@@ -88,6 +91,18 @@ def require_keys(**values: Any) -> bool:
     return True
 
 
+def require_apart(*, dataset_dir: Any, output_dir: Any) -> bool:
+    """Refuse an output folder that is the input or lies in it: the next run would find this one's results there.
+
+    Raises:
+        BundleError: when it does.
+    """
+    source, target = (Path(str(folder)).resolve() for folder in (dataset_dir, output_dir))
+    if source.is_dir() and source in (target, *target.parents):
+        raise BundleError("output_dir lies in dataset_dir", hint="name a folder outside it with --output_dir")
+    return True
+
+
 def flag(value: Any) -> bool:
     """Read a switch: fire keeps `false` and `true` in lower case as text, and any text would count as true.
 
@@ -98,6 +113,52 @@ def flag(value: Any) -> bool:
     if text not in ("true", "false"):
         raise BundleError(f"'{value}' is neither true nor false")
     return text == "true"
+
+
+def checked_number(
+    name: str,
+    value: Any,
+    kind: type[_Number],
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+) -> _Number:
+    """Return `value` of the key `name` as a number of `kind`: the command line may hold anything in its place.
+
+    Args:
+        name: the key, for the message.
+        value: what was given.
+        kind: int takes whole numbers only.
+        low: the least that is allowed.
+        high: the most that is allowed.
+        below: what it has to stay below.
+
+    Raises:
+        BundleError: when it is no such number.
+    """
+    accepted: Any = numbers.Integral if kind is int else numbers.Real
+    # bool is a number to Python; here it is an option without a value.
+    fits = isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high and value < below
+    if not fits:
+        least = "" if low == -math.inf else f", at least {low:g}"
+        most = f", at most {high:g}" if high < math.inf else f", below {below:g}" if below < math.inf else ""
+        what = "a whole number" if kind is int else "a number"
+        raise BundleError(f"{name} must be {what}{least}{most}, not {value}", hint=f"--{name} VALUE")
+    return kind(value)
+
+
+def three_numbers(name: str, values: Any, kind: type[_Number], *, low: float = -math.inf) -> tuple[_Number, ...]:
+    """Return the three values of the key `name`, for rows, columns and slices; as `checked_number`.
+
+    Raises:
+        BundleError: when they are not three, or one is no such number.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable) or len(listed := list(values)) != 3:
+        raise BundleError(
+            f"{name} must be three numbers (rows, columns, slices), not {values}", hint=f"--{name} [A,B,C]"
+        )
+    return tuple(checked_number(name, value, kind, low=low) for value in listed)
 
 
 def bundle_root() -> str:

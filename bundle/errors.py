@@ -1,6 +1,9 @@
 """Errors a user can act on, the exit codes that go with them, and their one-line report."""
 
 import enum
+import errno
+import os
+import re
 import sys
 import tempfile
 import traceback
@@ -57,7 +60,8 @@ def find_bundle_error(error: BaseException | None) -> BundleError | None:
         if isinstance(error, BundleError):
             return error
         if isinstance(error, OSError) and error.errno in _IO_ERRNOS:
-            return BundleError(f"{error.strerror}: {_short(error.filename)}", exit_code=ExitCode.IO)
+            hint = "check its owner and permissions" if isinstance(error, PermissionError) else ""
+            return BundleError(f"{error.strerror}: {_short(error.filename)}", hint=hint, exit_code=ExitCode.IO)
         error = error.__cause__ or error.__context__
     return None
 
@@ -76,16 +80,24 @@ def report(error: BaseException) -> ExitCode:
 
 
 def defect(error: BaseException) -> BundleError:
-    """Keep the traceback of an error that is none of ours in a file; returns what to say, with exit code 70."""
-    with tempfile.NamedTemporaryFile("w", prefix="ct-enhance-", suffix=".log", delete=False) as log:
-        traceback.print_exception(error, file=log)
+    """Keep the traceback of an error that is none of ours; returns what to say, with exit code 70.
+
+    It goes to a file, or where CT_ENHANCE_TRACEBACK is `stderr` there: a container's files end with it.
+    """
+    if os.environ.get("CT_ENHANCE_TRACEBACK") == "stderr":
+        print(_traceback(error), end="", file=sys.stderr)
+        place = "above"
+    else:
+        with tempfile.NamedTemporaryFile("w", prefix="ct-enhance-", suffix=".log", delete=False) as log:
+            log.write(_traceback(error))
+        place = f"in {log.name}"
     cause = _innermost(error)
     text = (
         f"{cause.strerror}: {_short(cause.filename)}" if isinstance(cause, OSError) and cause.filename else str(cause)
     )
     return BundleError(
         f"{type(cause).__name__}: {_one_line(text)[:160]}",
-        hint=f"a defect of ours; traceback in {log.name}",
+        hint=f"a defect of ours; traceback {place}",
         exit_code=ExitCode.DEFECT,
     )
 
@@ -111,6 +123,12 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def _traceback(error: BaseException) -> str:
+    """The traceback, with paths in its messages cut to their last part; places in code stay."""
+    lines = "".join(traceback.format_exception(error)).splitlines(keepends=True)
+    return "".join(line if line.startswith('  File "') else _FOLDERS.sub("", line) for line in lines)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -120,4 +138,8 @@ def _short(name: object) -> str:
     return Path(str(name)).name if name else "output"
 
 
-_IO_ERRNOS = frozenset({28, 30, 5, 122, 27})  # ENOSPC, EROFS, EIO, EDQUOT, EFBIG
+_IO_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ESTALE}
+)
+# In quotes a path may hold spaces; elsewhere it begins with / or ends a word's slashes.
+_FOLDERS = re.compile(r"""(?<=['"])(?:[^'"/\n]*/)+(?=[^'"/\n]*['"])|(?<![\w'"])(?:/[^/\s'"]+)+/(?=\S)""")

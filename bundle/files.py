@@ -1,9 +1,11 @@
 """Files and folders that are whole or absent, and digests of what is in them."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,11 +19,14 @@ from bundle.errors import BundleError, ExitCode
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it replaces `target`, on error it vanishes.
 
-    A reader therefore sees the old folder, no folder or the complete new one, never a part of it.
+    A reader therefore sees the old folder, no folder or the complete new one, never a part of it. What a killed process
+    left of the same folder is removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     temporary.chmod(0o755)  # mkdtemp is private to the user; results are for their colleagues too
+    lock = _locked(temporary)
     try:
         yield temporary
         for folder, _, names in os.walk(temporary):
@@ -34,6 +39,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 @contextlib.contextmanager
@@ -95,6 +103,29 @@ def require_writable(folder: Path, *, option: str) -> Path:
             exit_code=ExitCode.IO,
         ) from error
     return folder
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary folders of `target` whose process has ended: it held a lock on its own."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.part")  # as mkdtemp makes them
+    for leftover in target.parent.glob(".*.part"):
+        if name.fullmatch(leftover.name) and (lock := _locked(leftover)) is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed; None where another process has it or locks are unknown."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _sync(path: Path) -> None:

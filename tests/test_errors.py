@@ -74,7 +74,9 @@ def test_the_outermost_bundle_error_wins():
     assert str(find_bundle_error(raised(make))) == "outer"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ESTALE]
+)
 def test_errors_of_the_disk_are_input_output_errors(number):
     def make() -> None:
         try:
@@ -177,6 +179,28 @@ def test_report_of_a_defect_names_no_folder_of_a_file(capsys, in_temporary_folde
     printed = capsys.readouterr().err
     assert "FileNotFoundError: No such file or directory: 1.dcm" in printed
     assert "DOE" not in printed
+
+
+@pytest.mark.parametrize("message", ["'/data/DOE^JANE X/in/1.dcm'", "/data/DOE^JANE/1.dcm", '"DOE^JANE/1.dcm"'])
+def test_the_traceback_of_a_defect_names_no_folder_of_a_file(capsys, in_temporary_folder, message):
+    def make() -> None:
+        try:
+            raise FileNotFoundError(2, "No such file or directory", "/data/DOE^JANE/a b/1.dcm")
+        except FileNotFoundError as error:
+            raise KeyError(f"cannot go on with {message}") from error
+
+    assert report(raised(make)) == ExitCode.DEFECT
+    text = logged(capsys.readouterr().err).read_text()
+    assert "DOE" not in text and text.count("1.dcm") >= 2
+    assert f'File "{__file__}"' in text and "raise KeyError" in text
+
+
+def test_the_traceback_of_a_defect_goes_to_the_log_where_files_are_lost(capsys, in_temporary_folder, monkeypatch):
+    monkeypatch.setenv("CT_ENHANCE_TRACEBACK", "stderr")
+    assert report(raised(lambda: {}["nothing"])) == ExitCode.DEFECT
+    *trace, line = capsys.readouterr().err.splitlines()
+    assert trace[0].startswith("Traceback") and line == "error: KeyError: 'nothing' (a defect of ours; traceback above)"
+    assert list(in_temporary_folder.iterdir()) == []
 
 
 def test_report_of_an_error_of_the_disk_without_a_file_name(capsys, in_temporary_folder):

@@ -1,6 +1,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,25 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path, kind):
         (temporary / "half.dcm").write_text("half")
         raise kind
     assert everything(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    target = tmp_path / "series"
+    code = (
+        "import os, pathlib, sys; from bundle.files import whole_folder\n"
+        "with whole_folder(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half.dcm').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    for name in ("series", "series.other"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    assert len(everything(tmp_path)) == 2
+    with whole_folder(target) as first:
+        (first / "a").write_text("a")
+        with whole_folder(target) as second:  # as a second process at the same work
+            (second / "a").write_text("a")
+            assert first.exists()
+    (other, mine) = everything(tmp_path)
+    assert mine == "series" and other.startswith(".series.other."), "the next one of that name removes it"
 
 
 def test_an_interrupted_folder_leaves_the_old_one(tmp_path):

@@ -50,7 +50,7 @@ def enhance(arguments: Sequence[str]) -> int:
         return _dry_run(line, as_json=switches["json"])
     code = run_workflow(line, quiet=switches["quiet"])
     if switches["json"]:
-        print(json.dumps(_summary(Path(folders[1])), indent=2))
+        print(json.dumps(_summary(Path(folders[1]), options.get("shard")), indent=2))
     return code
 
 
@@ -104,10 +104,12 @@ def _dry_run(line: CommandLine, *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _summary(output_dir: Path) -> dict[str, Any]:
-    """OUT/summary.json without what it keeps private: source paths and UIDs."""
+def _summary(output_dir: Path, shard: str | None) -> dict[str, Any]:
+    """The run's summary without what it keeps private: source paths and UIDs."""
+    from bundle.restoration.outputs import summary_file
+
     try:
-        summary = json.loads((output_dir / "summary.json").read_text())
+        summary = json.loads(summary_file(output_dir, shard).read_text())
     except (OSError, ValueError):
         return {}
     series = {key: {"status": one["status"], **one.get("result", {})} for key, one in summary["series"].items()}

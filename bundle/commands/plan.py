@@ -3,26 +3,30 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
+from bundle.configuration import require_apart
 from bundle.data.sources import Case, Source
-from bundle.dicom.geometry import grid_spacing_mm
-from bundle.dicom.index import find_series
+from bundle.dicom.geometry import grid_spacing_mm, slices_last
+from bundle.dicom.index import only_series
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.outputs import RunOutput
 
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
-# Rounded up from scripts/bench_inference.py --memory (`small` on a CPU): the process itself, and a tile's voxels.
+# Rounded up from peaks on a CPU (scripts/bench_inference.py --memory): the process itself, and a tile's voxels, in
+# float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured.
 _BASE_GB = 1.0
-_BYTES_PER_TILE_VOXEL = 500
+_BYTES_PER_TILE_VOXEL = {"small": {False: 670, True: 500}, "full": {False: 10_200, True: 10_200}}
+_BYTES_IN_MEMORY = 16  # for each voxel of a study that does not lie on disk: NIfTI, or resampled for the network
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 
 
@@ -31,28 +35,35 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
 
     Args:
         config_files: the inference config.
-        options: keys of it, dataset_dir among them.
+        options: keys of it, dataset_dir and output_dir among them.
 
     Returns:
-        The selected series with sizes, tiles, and estimated seconds; refused ones with reasons; memory in GB. Nothing
-        is written.
+        The selected series with sizes, tiles, and estimated seconds; keys of those that are finished; refused ones with
+        reasons; memory in GB. Nothing is written.
 
     Raises:
         BundleError: when there is nothing to restore or an option is wrong.
     """
+    require_apart(dataset_dir=options["dataset_dir"], output_dir=options["output_dir"])
     parser = ConfigParser()
     parser.read_config(list(config_files))
     parser.update(dict(options))
     source: Source = parser.get_parsed_content("source")
-    gaps = parser.get_parsed_content("gaps")
     network, inferer = _built(parser)
-    per_voxel = seconds_per_voxel(network, inferer)
-    sizes, refused = _sizes(
-        source.cases, Path(options["dataset_dir"]), gaps=gaps, thin=parser.get_parsed_content("thin")
+    output: RunOutput = parser.get_parsed_content("output")
+    finished = [case.key for case in source.cases if output.finished(case)]
+    grids, refused = _grids(
+        [case for case in source.cases if case.key not in finished],
+        gaps=parser.get_parsed_content("gaps"),
+        thin=parser.get_parsed_content("thin"),
+        pixdim=parser.get_parsed_content("spacing_mm"),
     )
-    series = [_planned(key, size, inferer, network.multiple, per_voxel) for key, size in sizes.items()]
+    per_voxel = seconds_per_voxel(network, inferer)
+    series = [_planned(key, grid, inferer, network.multiple, per_voxel) for key, grid in grids.items()]
+    memory = [_memory_gb(grid, network, inferer, str(parser.get_parsed_content("preset"))) for grid in grids.values()]
     return {
         "series": series,
+        "finished": finished,
         "refused": [{"key": one.key, "reason": one.reason} for one in source.refused if not one.foreign] + refused,
         "steps": inferer.steps,
         "num_samples": inferer.num_samples,
@@ -60,7 +71,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
         "device": str(inferer.device),
         "number_format": str(inferer.precision.dtype or torch.float32).removeprefix("torch."),
         "estimated_seconds": round(sum(one["estimated_seconds"] for one in series)),
-        "estimated_memory_gb": round(max((_memory_gb(one["size"], inferer) for one in series), default=0.0), 1),
+        "estimated_memory_gb": round(max(memory, default=0.0), 1),
     }
 
 
@@ -79,7 +90,10 @@ def seconds_per_voxel(network: Restorer, inferer: RestorationInferer) -> float:
 
 def spoken(plan: Mapping[str, Any]) -> str:
     """The plan as a person reads it."""
-    lines = [f"would restore {len(plan['series'])} series, and refuse {len(plan['refused'])}; nothing was written"]
+    done = f", skip {len(plan['finished'])} that are done" if plan["finished"] else ""
+    lines = [
+        f"would restore {len(plan['series'])} series{done}, and refuse {len(plan['refused'])}; nothing was written"
+    ]
     for one in plan["series"]:
         size = " x ".join(map(str, one["size"]))
         lines.append(f"  {one['key']}  {size}  {one['tiles']} tiles, about {_duration(one['estimated_seconds'])}")
@@ -99,42 +113,76 @@ def _built(parser: ConfigParser) -> tuple[Restorer, RestorationInferer]:
     return network.to(inferer.device).eval(), inferer
 
 
-def _memory_gb(size: Sequence[int], inferer: RestorationInferer) -> float:
-    tile = math.prod(min(length, most) for length, most in zip(size, inferer.tile_size, strict=True))
-    return _BASE_GB + (tile * inferer.tile_batch_size * _BYTES_PER_TILE_VOXEL + size[2] * _BYTES_PER_SLICE) / 1e9
+@dataclass(frozen=True)
+class _Grid:
+    """A series as it will be restored.
+
+    Attributes:
+        size: H, W, D.
+        network_size: the same on the grid that the network sees (`spacing_mm`).
+        on_disk: its voxels lie in working files.
+    """
+
+    size: tuple[int, int, int]
+    network_size: tuple[int, int, int]
+    on_disk: bool
 
 
-def _planned(
-    key: str, size: tuple[int, int, int], inferer: RestorationInferer, multiple: int, per_voxel: float
-) -> dict[str, Any]:
-    spans = [inferer.spans(axis, 0, length, multiple=multiple) for axis, length in enumerate(size)]
+def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, preset: str) -> float:
+    half = inferer.precision.dtype is not None
+    lengths = zip(grid.network_size, inferer.tile_size, strict=True)
+    voxels = math.prod(min(length, most) for length, most in lengths) * inferer.tile_batch_size
+    tiles = voxels * _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
+    study = grid.size[2] * _BYTES_PER_SLICE
+    if not grid.on_disk:
+        study += _BYTES_IN_MEMORY * max(math.prod(grid.size), math.prod(grid.network_size))
+    return _BASE_GB + (tiles + weights + study) / 1e9
+
+
+def _planned(key: str, grid: _Grid, inferer: RestorationInferer, multiple: int, per_voxel: float) -> dict[str, Any]:
+    spans = [inferer.spans(axis, 0, length, multiple=multiple) for axis, length in enumerate(grid.network_size)]
     voxels = np.prod([sum(span.stop - span.start for span in axis) for axis in spans])
     tiles = int(np.prod([len(axis) for axis in spans]))
-    return {"key": key, "size": list(size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
+    return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
 
 
-def _sizes(
-    cases: Sequence[Case], folder: Path, *, gaps: str, thin: ThinSlices | None
-) -> tuple[dict[str, tuple[int, int, int]], list[dict[str, str]]]:
-    """Key to H, W, D as they will be restored, and what has no grid of thin slices; from headers alone."""
-    if not cases:
-        return {}, []
-    if cases[0].files[0].lower().endswith((".nii", ".nii.gz")):
-        import nibabel
-
-        images: dict[str, Any] = {case.key: nibabel.load(case.files[0]) for case in cases}  # type: ignore[attr-defined]
-        found = {key: (image.shape[:3], grid_spacing_mm(image.affine)[2], False) for key, image in images.items()}
-    else:
-        index = {series.key: series for series in find_series(folder, gaps=gaps).series}
-        chosen = [index[case.key] for case in cases]
-        found = {one.key: (one.shape, one.spacing_mm[2], one.grid is not None) for one in chosen}
-    sizes, refused = {}, []
-    for key, ((rows, columns, depth), spacing_mm, resampled) in found.items():
+def _grids(
+    cases: Sequence[Case], *, gaps: str, thin: ThinSlices | None, pixdim: Sequence[float]
+) -> tuple[dict[str, _Grid], list[dict[str, str]]]:
+    """Key to grid, and what cannot be restored; from headers alone."""
+    grids, refused = {}, []
+    for case in cases:
         try:
-            sizes[key] = rows, columns, depth if thin is None else thin.count(depth, spacing_mm, resampled=resampled)
+            (rows, columns, depth), spacing_mm, resampled = _nifti(case) if case.is_nifti else _dicom(case, gaps)
+            if thin is not None:
+                thick = depth
+                depth = thin.count(thick, spacing_mm[2], resampled=resampled)
+                spacing_mm = (*spacing_mm[:2], spacing_mm[2] * (thick - 1) / max(depth - 1, 1))
         except BundleError as error:
-            refused.append({"key": key, "reason": error.message})
-    return sizes, refused
+            refused.append({"key": case.key, "reason": error.message})
+            continue
+        size = (rows, columns, depth)
+        seen = [round(n * mm / to) if to > 0 else n for n, mm, to in zip(size, spacing_mm, pixdim, strict=True)]
+        network_size = (max(seen[0], 1), max(seen[1], 1), max(seen[2], 1))
+        grids[case.key] = _Grid(size, network_size, on_disk=not case.is_nifti and network_size == size)
+    return grids, refused
+
+
+def _dicom(case: Case, gaps: str) -> tuple[tuple[int, int, int], tuple[float, float, float], bool]:
+    """Size, spacing in mm, and whether it is resampled for its gaps."""
+    series = only_series(case.files, gaps=gaps)
+    return series.shape, series.spacing_mm, series.grid is not None
+
+
+def _nifti(case: Case) -> tuple[tuple[int, int, int], tuple[float, float, float], bool]:
+    import nibabel
+
+    image: Any = nibabel.load(case.files[0])  # type: ignore[attr-defined]
+    axes = slices_last(image.affine)
+    rows, columns, depth = (image.shape[axis] for axis in axes)
+    return (rows, columns, depth), grid_spacing_mm(image.affine[:, [*axes, 3]]), False
 
 
 def _duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from bundle.data.prepared import PreparedCase, prepare_cases
 from bundle.data.recipe import describe
 from bundle.data.sources import find_cases
 from bundle.data.splits import Part, Split, split
+from bundle.errors import BundleError
 from bundle.files import write_json
 from bundle.progress import counted
 
@@ -127,6 +128,11 @@ class TrainingData:
             pairs=self.pairs,
             validation_fold=self.validation_fold,
         )
+        if Path(self.dataset_dir).is_dir() and len({case.is_nifti for case in source.cases}) > 1:
+            raise BundleError(
+                "dataset_dir holds DICOM and NIfTI: which are of one patient cannot be told, and so not be split",
+                hint="name a folder with one of them, or a datalist with patients",
+            )
         with self._progress("case") as progress:
             prepared, self.skipped = prepare_cases(
                 source.cases,

@@ -33,6 +33,11 @@ class Case:
         """The key alone: paths may hold identifiers, and a repr ends up in logs."""
         return f"Case({self.key})"
 
+    @property
+    def is_nifti(self) -> bool:
+        """Whether it is a NIfTI file, which has no DICOM header."""
+        return self.files[0].lower().endswith((".nii", ".nii.gz"))
+
     def content_digest(self) -> str:
         """SHA-256 of all files' content: a change of the data is noticed whatever the names say."""
         # Of a member of an archive: the archive's content and the member's name; never the way to the folder.

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bundle.configuration import checked_number
 from bundle.data.case import Case
 from bundle.data.datalist import read_datalist
 from bundle.data.pairs import THICK_THIN, check_pairs_option, pair_by_rule, pair_thick_thin
-from bundle.dicom.index import Refusal, Series, find_series
+from bundle.dicom.index import NoDicom, Refusal, Series, find_series
 from bundle.errors import BundleError
 from bundle.files import digest, file_digest
 
@@ -38,7 +39,7 @@ def find_cases(
     """List the cases below `dataset_dir`, sorted by key.
 
     Args:
-        dataset_dir: folder of DICOM files (any nesting) or of NIfTI files, or a datalist (.json).
+        dataset_dir: folder of DICOM files (any nesting) or of NIfTI files or both, or a datalist (.json).
         max_samples: use only so many cases, the first by key.
         gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
         pairs: None (or 'none'): every series is a target by itself; 'thick_thin': thick and thin series of one study,
@@ -72,23 +73,28 @@ def check_max_samples(max_samples: int | None) -> int | None:
     """Return `max_samples`.
 
     Raises:
-        BundleError: when it is below 1.
+        BundleError: when it is no whole number of at least 1.
     """
-    if max_samples is not None and max_samples < 1:
-        raise BundleError(f"max_samples must be 1 or more, not {max_samples}", hint="leave it out to use all")
-    return max_samples
+    return None if max_samples is None else checked_number("max_samples", max_samples, int, low=1)
 
 
 def _folder_cases(
     root: Path, *, gaps: str, pairs: str | None, progress: Callable[[int, int], None] | None
 ) -> tuple[list[Case], list[Refusal]]:
     nifti = sorted(path for pattern in _NIFTI for path in root.rglob(pattern))
-    if not nifti:
-        return dicom_cases(root, gaps=gaps, pairs=pairs, progress=progress)
-    if pairs == THICK_THIN:
+    if nifti and pairs == THICK_THIN:
         raise BundleError("NIfTI files do not say which are of one study", hint="use a datalist or a rule for --pairs")
+    try:
+        dicom, refused = dicom_cases(root, gaps=gaps, pairs=pairs, progress=progress)
+    except NoDicom:
+        if not nifti:
+            raise
+        dicom, refused = [], []
     cases = [_nifti_case(path, root) for path in nifti]
-    return pair_by_rule(cases, pairs) if pairs else (cases, [])
+    if not cases or not pairs:
+        return dicom + cases, refused
+    cases, alone = pair_by_rule(cases, pairs)
+    return dicom + cases, refused + alone
 
 
 def dicom_cases(

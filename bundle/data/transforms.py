@@ -10,8 +10,10 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Orientationd, Spacingd
 
+from bundle.configuration import three_numbers
 from bundle.degrade.low_dose import Scanner
 from bundle.degrade.transforms import UnitNoised
+from bundle.errors import BundleError
 
 _AXES = (("L", "R"), ("P", "A"), ("I", "S"))  # towards negative and positive RAS+ directions
 
@@ -48,6 +50,9 @@ class NetworkSpacingd(Spacingd):
         pixdim: spacing in mm along H, W and D; -1 keeps the native one.
         mode: interpolation.
         allow_missing_keys: whether items without a key pass.
+
+    Raises:
+        BundleError: when `pixdim` is not three numbers, or one of them 0.
     """
 
     def __init__(
@@ -58,6 +63,9 @@ class NetworkSpacingd(Spacingd):
         mode: str = "bilinear",
         allow_missing_keys: bool = False,
     ) -> None:
+        pixdim = three_numbers("spacing_mm", pixdim, float)
+        if 0 in pixdim:
+            raise BundleError("spacing_mm cannot be 0 mm", hint="-1 keeps the native spacing")
         super().__init__(keys, pixdim=pixdim, mode=mode, allow_missing_keys=allow_missing_keys)
         self.native = all(spacing < 0 for spacing in pixdim)
 

@@ -21,6 +21,7 @@ LINE_TOLERANCE = 0.05
 SAME_ORIENTATION = 1e-3
 LIKELY_SAME_ORIENTATION = 1e-2
 MAX_TILT_DEGREES = 45.0
+_SQUARE = 0.01  # by how much the sides of a square pixel may differ
 
 
 class Uneven(Unusable):
@@ -128,6 +129,19 @@ def grid_spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
     i, j, k = affine[:3, 0], affine[:3, 1], affine[:3, 2]
     normal = np.cross(i, j)
     return float(np.linalg.norm(i)), float(np.linalg.norm(j)), float(abs(k @ normal) / np.linalg.norm(normal))
+
+
+def slices_last(affine: np.ndarray) -> list[int]:
+    """The three axes of a volume of unknown order (NIfTI), its slices last, from its affine (4, 4).
+
+    Pixels of CT are square: the axis with a spacing of its own counts slices. Where none has, or each, it is the one
+    that goes most from foot to head.
+    """
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    alike = [[other for other in range(3) if np.isclose(steps[axis], steps[other], rtol=_SQUARE)] for axis in range(3)]
+    alone = [axis for axis in range(3) if len(alike[axis]) == 1]
+    slices = alone[0] if len(alone) == 1 else int(np.argmax(np.abs(affine[2, :3]) / steps))
+    return [*(axis for axis in range(3) if axis != slices), slices]
 
 
 def tilt_degrees(affine: np.ndarray) -> float:

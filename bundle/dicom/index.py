@@ -27,11 +27,15 @@ from bundle.dicom.workers import prepare
 from bundle.errors import BundleError
 from bundle.pages import Pages, plain_pages
 
-__all__ = ["Refusal", "Series", "SeriesIndex", "find_series", "read_volume"]
+__all__ = ["NoDicom", "Refusal", "Series", "SeriesIndex", "find_series", "only_series", "read_volume"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _LOST = "a first or last slice may be missing"
 _MAYBE_A_SLICE = "cannot be read as DICOM, yet lies beside a series as a slice of it would: one may be missing"
+
+
+class NoDicom(BundleError):
+    """An input without any DICOM file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,8 @@ def find_series(root: Path, *, progress: Callable[[int, int], None] | None = Non
         gaps: 'refuse' series with gaps or uneven spacing, or 'resample' them by true positions.
 
     Raises:
-        BundleError: when `root` is missing, empty, or holds no DICOM at all.
+        NoDicom: when `root` is empty, or holds no DICOM at all.
+        BundleError: when it is missing.
     """
     return _find_series(Path(root), progress=progress, gaps=gaps)
 
@@ -175,17 +180,21 @@ def _find_series(
     check_gaps_option(gaps)
     if not root.exists():
         raise BundleError(f"input '{root.name}' does not exist", hint="name a folder of DICOM files")
-    paths = list(walk(root))
-    if not paths:
-        raise BundleError(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
+    unseen: list[str] = []
+    paths = list(walk(root, unseen=unseen))
+    if not paths and not unseen:
+        raise NoDicom(f"input '{root.name}' is empty: no DICOM files", hint="name a folder of DICOM files")
     scan = _Scan(root if root.is_dir() else root.parent, to_decode=len(paths) if decode else 0)
+    scan.refused += [
+        Refusal("", "cannot be looked into", scan.where(path), "check its owner and permissions") for path in unseen
+    ]
     with Sources() as sources:
         for number, path in enumerate(paths, start=1):
             scan.read(path, sources)
             if progress is not None:
                 progress(number, len(paths))
         if not (scan.slices or scan.damaged or scan.refused):
-            raise BundleError(f"input '{root.name}' holds no DICOM files", hint="name a folder of DICOM files")
+            raise NoDicom(f"input '{root.name}' holds no DICOM files", hint="name a folder of DICOM files")
         return scan.index(sources, gaps=gaps)
 
 
@@ -200,19 +209,30 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", page
     Raises:
         BundleError: when they do not make exactly one CT volume; says why.
     """
+    return only_series(paths, gaps=gaps, decode=True).load(pages)
+
+
+def only_series(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", decode: bool = False) -> Series:
+    """The one series that files make, from their headers; arguments and errors as of `read_volume`.
+
+    Args:
+        paths: files, or one folder.
+        gaps: as for `find_series`.
+        decode: start what decodes its frames, because they are read next.
+    """
     listed = [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
     if not listed:
         raise BundleError("no files to read a volume from")
     if len(listed) == 1 and MEMBER_MARK not in listed[0]:
-        index = _find_series(Path(listed[0]), gaps=gaps, decode=True)
+        index = _find_series(Path(listed[0]), gaps=gaps, decode=decode)
     else:
         # A multi-frame object is listed once per frame.
-        index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps))
+        index = _index_of_files(dict.fromkeys(listed), gaps=check_gaps_option(gaps), decode=decode)
     doubts = [note for series in index.series for note in series.notes if _LOST in note]
     if len(index.series) == 1 and doubts:
         raise BundleError(doubts[0], hint="fetch the series again, or name its files")
     if len(index.series) == 1:
-        return index.series[0].load(pages)
+        return index.series[0]
     if index.series:
         keys = ", ".join(series.key for series in index.series[:4])
         raise BundleError(f"input holds {len(index.series)} CT series ({keys})", hint="read them one by one")
@@ -220,11 +240,11 @@ def read_volume(paths: Sequence[str] | str | Path, *, gaps: str = "refuse", page
     raise BundleError(f"no usable CT series: {reasons}", hint=index.refused[0].hint if index.refused else "")
 
 
-def _index_of_files(paths: Iterable[str], *, gaps: str) -> SeriesIndex:
+def _index_of_files(paths: Iterable[str], *, gaps: str, decode: bool) -> SeriesIndex:
     """Index of explicitly named files: one that is no usable CT image is an error, not something beside."""
     listed = list(paths)
     root = Path(os.path.commonpath([str(Path(path).absolute().parent) for path in listed]))
-    scan = _Scan(root, to_decode=len(listed))
+    scan = _Scan(root, to_decode=len(listed) if decode else 0)
     with Sources() as sources:
         for path in listed:
             before = len(scan.slices)

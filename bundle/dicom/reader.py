@@ -18,6 +18,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 from monai.utils.misc import ImageMetaKey
 from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it as the place to extend
 
+from bundle.dicom.geometry import slices_last
 from bundle.dicom.index import read_volume
 from bundle.dicom.series import KEY_DIGITS, Series
 from bundle.dicom.slice_grid import check_gaps_option
@@ -75,7 +76,7 @@ class SeriesReader(ImageReader):
         return read_volume(paths, gaps=self.gaps, pages=self.pages)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Array (H, W, D), float32 HU, writable, and its meta data.
+        """Array (H, W, D), float32 HU, writable, and its meta data; a NIfTI file's slices come last in any case.
 
         Meta data: `affine` and `original_affine` (i, j, k, 1) -> RAS mm, `spatial_shape`, `space`, `series_key`,
         and for DICOM `volume`, the Volume itself (in a collated batch its series key).
@@ -83,8 +84,10 @@ class SeriesReader(ImageReader):
         if isinstance(img, Volume):
             array = img.hu(out=np.empty(img.shape, np.float32))
             return array, {**meta_of(img.affine_ras, array.shape, img.key), "volume": img}
-        array = np.array(img.image.dataobj, dtype=np.float32, order="C").reshape(img.image.shape[:3])
-        return array, meta_of(img.image.affine, array.shape, img.key)
+        axes = slices_last(img.image.affine)
+        stored = np.asarray(img.image.dataobj).reshape(img.image.shape[:3])
+        array = np.array(stored.transpose(axes), dtype=np.float32, order="C")
+        return array, meta_of(np.asarray(img.image.affine)[:, [*axes, 3]], array.shape, img.key)
 
 
 class LoadSeriesd(LoadImaged):

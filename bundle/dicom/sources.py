@@ -3,7 +3,7 @@
 A source is a string: a path, or "archive.zip!/member" for a file in an archive.
 """
 
-import contextlib
+import errno
 import io
 import os
 import stat
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from bundle.errors import BundleError
 
 MEMBER_MARK = "!/"
+_OF_THE_DISK = "lost+found"  # at the top of many volumes, for root alone
 MAX_FILE_BYTES = 2 << 30  # a CT object of more is not one we can hold
 MAX_EXPANSION = 100  # deflate's real gain on CT is 2 to 4; 1,000 is a bomb
 MAX_MEMBERS = 100_000
@@ -141,12 +142,20 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise BundleError("zip entry expands beyond the size limit", hint="do not trust this archive")
 
 
-def walk(root: Path) -> Iterator[str]:
+def walk(root: Path, *, unseen: list[str] | None = None) -> Iterator[str]:
     """Paths of the regular files under `root` (or `root` itself), in order of their names.
 
     Links to files and folders are followed, each real folder once; pipes, sockets, devices and links that lead
     nowhere are passed over.
+
+    Args:
+        root: a folder, or a file.
+        unseen: takes the paths of what cannot be looked into, folders and files.
+
+    Raises:
+        OSError: when `root` itself cannot be listed.
     """
+    unseen = [] if unseen is None else unseen
     if root.is_file():
         yield str(root)
         return
@@ -154,8 +163,15 @@ def walk(root: Path) -> Iterator[str]:
     folders = [str(root)]
     while folders:
         folder = folders.pop()
-        entries, identity = _entries(folder)
-        if identity is None or identity in seen:
+        try:
+            entries, identity = _entries(folder, unseen)
+        except OSError:
+            if folder == str(root):
+                raise
+            if Path(folder).name != _OF_THE_DISK:
+                unseen.append(folder)
+            continue
+        if identity in seen:
             continue
         seen.add(identity)
         below: list[str] = []
@@ -167,17 +183,16 @@ def walk(root: Path) -> Iterator[str]:
         folders.extend(reversed(below))
 
 
-def _entries(folder: str) -> tuple[list[tuple[str, int]], tuple[int, int] | None]:
-    """(path, mode) of what lies in `folder`, sorted, and the folder's identity; None when it cannot be listed."""
+def _entries(folder: str, unseen: list[str]) -> tuple[list[tuple[str, int]], tuple[int, int]]:
+    """(path, mode) of what lies in `folder`, sorted, and the folder's identity."""
     found: list[tuple[str, int]] = []
-    try:
-        status = Path(folder).stat()
-        paths = sorted(str(path) for path in Path(folder).iterdir())
-    except OSError:
-        return [], None
-    for path in paths:
-        with contextlib.suppress(OSError):
+    status = Path(folder).stat()
+    for path in sorted(str(path) for path in Path(folder).iterdir()):
+        try:
             found.append((path, Path(path).stat().st_mode))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link that leads nowhere hides nothing
+                unseen.append(path)
     return found, (status.st_dev, status.st_ino)
 
 

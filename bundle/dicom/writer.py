@@ -17,6 +17,8 @@ from bundle.dicom.volume import Volume
 from bundle.files import digest_of
 
 _MAX_INTEGER_STRING = 2**31 - 1
+_MANUFACTURER = "ct-enhance"
+_BY_WEIGHTS = "weights sha256 "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,16 @@ def write_derived_series(
     )
 
 
+def is_restored(header: Dataset) -> bool:
+    """Whether a network of ours made this image; a copy that was only made poorer for a trial is none."""
+    with quiet():
+        return any(
+            text(item, "Manufacturer") == _MANUFACTURER
+            and text(item, "ContributionDescription").partition(_BY_WEIGHTS)[2].strip()
+            for item in header.get("ContributingEquipmentSequence", [])
+        )
+
+
 def _instance_uid(volume: Volume, k: int, identifiers: Identifiers, series_uid: str) -> str:
     """SOP Instance UID of slice k; one that is no true slice is told apart by its number."""
     sources = [identifiers.instances[n] for n in volume.sources(k)]
@@ -204,12 +216,12 @@ def _equipment_item(derivation: Derivation, now: datetime.datetime) -> Dataset:
     item = Dataset()
     set_values(
         item,
-        Manufacturer="ct-enhance",
+        Manufacturer=_MANUFACTURER,
         ManufacturerModelName="CT enhancement MONAI bundle",
         SoftwareVersions=derivation.software_version[:64],
         ContributionDateTime=now.strftime("%Y%m%d%H%M%S.%f"),
         ContributionDescription=(
-            f"settings sha256 {derivation.settings_digest}; weights sha256 {derivation.weights_digest}"[:1024]
+            f"settings sha256 {derivation.settings_digest}; {_BY_WEIGHTS}{derivation.weights_digest}"[:1024]
         ),
         PurposeOfReferenceCodeSequence=[code("109103", "Modifying Equipment")],
     )

@@ -4,6 +4,7 @@ What joins them (units, noise, the diffusion's steps) is arithmetic and stays in
 every number of steps and every sampler. `bundle.networks.exported` puts the files back in place of the networks.
 """
 
+import json
 import logging
 import platform
 import warnings
@@ -122,8 +123,9 @@ def export_parts(
         The manifest.
 
     Raises:
-        BundleError: for an unknown format or a missing package.
+        BundleError: for an unknown format, a missing package, or a folder that holds anything but an export.
     """
+    _require_free(folder)
     for name in formats:
         if name not in FORMATS:
             raise BundleError(f"format '{name}' is unknown", hint=f"use {' or '.join(FORMATS)}")
@@ -152,6 +154,19 @@ def export_parts(
         }
         write_json(temporary / MANIFEST, manifest)
     return manifest
+
+
+def _require_free(folder: Path) -> None:
+    """An export replaces its folder: only a former export may be there."""
+    if not folder.exists():
+        return
+    try:
+        names = {path.name for path in folder.iterdir()}
+        if not names or names <= {MANIFEST, *json.loads((folder / MANIFEST).read_text())["sha256"]}:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a file in its place, or no export of ours
+    raise BundleError(f"'{folder.name}' holds other files than an export's", hint="name a new or an empty folder")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bundle.configuration import checked_number
 from bundle.errors import BundleError
 
 MODES = ("auto", "bf16", "fp16", "off")
@@ -42,9 +43,9 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         device: where the networks run.
 
     Raises:
-        BundleError: for an unknown mode, 'fp16' on a CPU, which has no fast float16, or CUDA where there is none.
+        BundleError: for an unknown mode or device, 'fp16' on a CPU (which has no fast one), CUDA where there is none.
     """
-    kind = torch.device(device).type
+    kind = named_device(device).type
     mode = {True: "auto", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
     if mode not in MODES:
         raise BundleError(f"mixed_precision must be one of {', '.join(MODES)}, not '{mode}'")
@@ -64,6 +65,18 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
     return Precision(kind, None)
 
 
+def named_device(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        BundleError: when there is none such.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BundleError(f"device '{device}' is unknown", hint="use cpu, cuda or cuda:1") from error
+
+
 def _cpu_has_bfloat16() -> bool:
     """Without these instructions bfloat16 convolutions run slower than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -75,8 +88,11 @@ def prepare_cpu(threads: int) -> None:
 
     Args:
         threads: CPU threads; 0 leaves torch's choice. More than the cores there are slows everything.
+
+    Raises:
+        BundleError: when it is no whole number of at least 0.
     """
-    if threads > 0:
+    if checked_number("threads", threads, int, low=0):
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
     _keep_freed_memory()
 

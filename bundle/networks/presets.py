@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bundle.configuration import checked_number
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.gaussian import GaussianDiffusion, Parameterisation
 from bundle.diffusion.process import DiffusionProcess
@@ -117,10 +118,12 @@ def build_restorer(
             that time.
 
     Raises:
-        BundleError: for an unknown preset, window set or sampler, or a combination that cannot work.
+        BundleError: for an unknown preset, package, window set or sampler, or values that cannot work.
     """
     if preset not in PRESETS:
         raise BundleError(f"preset '{preset}' is unknown", hint=f"use one of {', '.join(PRESETS)}")
+    if networks_from not in ("generative", "core"):
+        raise BundleError(f"networks_from '{networks_from}' is unknown", hint="use 'generative' or 'core'")
     chosen = PRESETS[preset]
     units = _units(chosen.windows if windows == "auto" else windows)
     if chosen.lossless and units.channels != 1:
@@ -130,8 +133,8 @@ def build_restorer(
         parameterisation=parameterisation,
         noise_scale=noise_scale,
         start_fraction=start_fraction,
-        eta=eta,
-        start_time=start_time,
+        eta=checked_number("eta", eta, float, low=0),
+        start_time=checked_number("start_time", start_time, float),
     )
     return Restorer(
         _autoencoder(chosen, networks_from, units),

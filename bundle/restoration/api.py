@@ -5,10 +5,13 @@ from bundle.restoration.api import load_restorer
 restore = load_restorer(steps=4, num_samples=8)
 result = restore(volume_hu, affine)            # HU (H, W, D), voxel to RAS mm
 for result in restore.folder("STUDY"):         # every usable series below a folder
-    result.restored_hu, result.uncertainty_hu
+    result.restored_hu, result.uncertainty_hu, result.domain
 """
 
 import contextlib
+import dataclasses
+import functools
+import logging
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +23,26 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
-from bundle.configuration import bundle_root
-from bundle.data.sources import find_cases
+from bundle.configuration import bundle_root, checked_number
+from bundle.data.sources import Case, Source
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
-from bundle.errors import BundleError
+from bundle.errors import BundleError, find_bundle_error
 from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
+from bundle.restoration.domain import Domain, domain_of
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.region import apply_difference, touchable
 from bundle.restoration.registry import WeightsCard
 from bundle.restoration.uncertainty import uncertainty_of
+from bundle.restoration.worklist import failure_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +55,14 @@ class Restoration:
         uncertainty_hu: standard deviation (H, W, D), calibrated where the weights' card says how; None with one sample.
         affine: (i, j, k, 1) -> RAS mm, (4, 4).
         key: of the series; empty for an array.
+        domain: whether it is within what the weights were made for, and why not.
     """
 
     restored_hu: np.ndarray
     uncertainty_hu: np.ndarray | None
     affine: np.ndarray
     key: str = ""
+    domain: Domain | None = None
 
 
 class LoadedRestorer:
@@ -60,6 +70,9 @@ class LoadedRestorer:
 
     Args:
         parser: of the inference config.
+
+    Attributes:
+        failed: of the last folder, series key -> why that series could not be restored.
     """
 
     def __init__(self, parser: ConfigParser) -> None:
@@ -70,9 +83,16 @@ class LoadedRestorer:
         use_card(self.network, card)
         self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
         self.device = torch.device(parser.get_parsed_content("device"))
-        self.strength = float(parser.get_parsed_content("strength"))
+        self.strength = checked_number("strength", parser.get_parsed_content("strength"), float, low=0, high=1)
         self.calibration = card.calibration
-        self.gaps: str = parser.get_parsed_content("gaps")
+        self._domain = functools.partial(
+            domain_of,
+            ranges=card.domain,
+            objections=parser.get_parsed_content("evaluator::objections"),
+            strict=parser.get_parsed_content("evaluator::strict_domain"),
+        )
+        self.failed: dict[str, str] = {}
+        self._parser = parser
         self.thin: ThinSlices | None = parser.get_parsed_content("thin")
         loader, *rest = parser.get_parsed_content("preprocessing").transforms
         self._load, self._prepare = loader, Compose(rest)
@@ -88,7 +108,8 @@ class LoadedRestorer:
             progress: show a progress bar over slices.
 
         Raises:
-            BundleError: when the array is not 3D or not finite, or the affine is no grid.
+            BundleError: when the array is not 3D or not finite, the affine is no grid, or under `strict_domain` the
+                volume outside the weights' domain.
         """
         volume_hu, affine = np.asarray(volume_hu, np.float32), np.asarray(affine, np.float64)
         if volume_hu.ndim != 3 or not np.isfinite(volume_hu).all():
@@ -97,20 +118,43 @@ class LoadedRestorer:
             raise BundleError("affine must be a 4 x 4 matrix from voxels to mm", hint="take it from the image's header")
         if self.thin is not None:
             volume_hu, affine = self.thin.array(volume_hu, affine)
+        domain = self._domain(NiftiSource(volume_hu, affine))
         image = MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine))
-        return self._restore(image, volume_hu, progress=progress)
+        return dataclasses.replace(self._restore(image, volume_hu, progress=progress), domain=domain)
 
     def folder(self, folder: str | Path) -> Iterator[Restoration]:
-        """Yield the restoration of every usable series below a folder of DICOM or NIfTI, in the order of their keys.
+        """Yield the restorations of a folder of DICOM or NIfTI, as the command would: what is selected, by series keys.
+
+        A series that cannot be read or restored is logged and listed in `failed`; the others go on.
 
         Raises:
-            BundleError: when there is none.
+            BundleError: when there is none, or the disk fails.
         """
-        for case in find_cases(folder, gaps=self.gaps).cases:
-            image = self._load({"image": list(case.files)})["image"]
-            source = image.meta["volume"]
-            padding = source.padding_mask if isinstance(source, Volume) else None
-            yield self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
+        self.failed = {}
+        self._parser["dataset_dir"] = str(folder)
+        with _bundle_errors():
+            source: Source = self._parser.get_parsed_content("source")
+        for case in source.cases:
+            try:
+                restoration = self._series(case)
+            except Exception as error:
+                self.failed[case.key] = str(failure_of(error))
+                logger.warning("series %s: %s", case.key, self.failed[case.key])
+            else:
+                yield restoration
+
+    def _series(self, case: Case) -> Restoration:
+        image = self._load({"image": list(case.files)})["image"]
+        source = image.meta["volume"]
+        domain = self._domain(source)
+        padding = source.padding_mask if isinstance(source, Volume) else None
+        restoration = self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
+        if isinstance(source, NiftiSource):
+            restored_hu, affine = source.as_in_file(restoration.restored_hu)
+            deviation = restoration.uncertainty_hu
+            uncertainty_hu = None if deviation is None else source.as_in_file(deviation)[0]
+            restoration = Restoration(restored_hu, uncertainty_hu, affine, case.key)
+        return dataclasses.replace(restoration, domain=domain)
 
     @torch.inference_mode()
     def _restore(
@@ -184,4 +228,17 @@ def load_restorer(**options: Any) -> LoadedRestorer:
     Raises:
         BundleError: for an unknown option or a value that cannot be used.
     """
-    return LoadedRestorer(inference_parser(**options))
+    with _bundle_errors():
+        return LoadedRestorer(inference_parser(**options))
+
+
+@contextlib.contextmanager
+def _bundle_errors() -> Iterator[None]:
+    """Raise our errors as they are: a config's parser wraps them."""
+    try:
+        yield
+    except Exception as error:
+        known = find_bundle_error(error)
+        if known is None:
+            raise
+        raise known from error

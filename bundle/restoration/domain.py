@@ -12,6 +12,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from bundle.dicom.elements import Unusable, decimals, text
+from bundle.dicom.volume import Volume
+from bundle.errors import BundleError
 from bundle.metrics.masks import tissue_masks
 from bundle.metrics.noise import noise_level, nps_radial
 from bundle.metrics.regions import homogeneous_regions
@@ -67,6 +69,29 @@ class Domain:
     def described(self) -> dict[str, Any]:
         """For the summary."""
         return {"reasons": list(self.reasons), "measured": dict(self.measured)}
+
+
+def domain_of(
+    source: SourceSlices, ranges: Mapping[str, Any], *, objections: Sequence[str] = (), strict: bool = False
+) -> Domain:
+    """Measure a series and judge it.
+
+    Args:
+        source: the series.
+        ranges: as for `judge`.
+        objections: as for `judge`.
+        strict: refuse what is outside.
+
+    Raises:
+        BundleError: under `strict`, when it is outside; says why.
+    """
+    header = source.headers[0] if isinstance(source, Volume) else None
+    domain = judge(measure(source, header), ranges, objections=objections)
+    if strict and not domain.inside:
+        raise BundleError(
+            f"outside the weights' domain: {'; '.join(domain.reasons)}", hint="or set --strict_domain false"
+        )
+    return domain
 
 
 def judge(measured: Mapping[str, Any], ranges: Mapping[str, Any], *, objections: Sequence[str] = ()) -> Domain:

@@ -20,13 +20,12 @@ from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.index import Refusal
-from bundle.dicom.volume import Volume
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.networks.restorer import Restorer
 from bundle.pages import Scratch, let_go
 from bundle.progress import Progress
-from bundle.restoration.domain import judge, measure
+from bundle.restoration.domain import domain_of
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.outputs import RunOutput
 from bundle.restoration.registry import NO_CARD, WeightsCard
@@ -196,11 +195,13 @@ class RestorationEvaluator(SeriesEvaluator):
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override] # as MONAI's Evaluator.run
         """Restore all series and write the run's summary, also when interrupted."""
         self.output.require_folder()
+        complete = False
         try:
             if len(self.data_loader):  # type: ignore[arg-type] # a share may be empty
                 super().run(global_epoch)
+            complete = True
         finally:
-            self.output.write_summary(self.refused)
+            self.output.write_summary(self.refused, complete=complete)
         if self.defect:
             set_exit_code(ExitCode.DEFECT)
 
@@ -211,14 +212,11 @@ class RestorationEvaluator(SeriesEvaluator):
             BundleError: under `strict_domain`, when the series is outside the weights' domain.
         """
         image = data["image"]
-        source = image.meta["volume"]
-        measured = measure(source, source.headers[0] if isinstance(source, Volume) else None)
-        domain = judge(measured, self.card.domain, objections=self.objections)
+        domain = domain_of(
+            image.meta["volume"], self.card.domain, objections=self.objections, strict=self.strict_domain
+        )
         if not domain.inside:
-            reasons = "; ".join(domain.reasons)
-            if self.strict_domain:
-                raise BundleError(f"outside the weights' domain: {reasons}", hint="or set --strict_domain false")
-            logger.warning("series %s: outside the weights' domain: %s", case.key, reasons)
+            logger.warning("series %s: outside the weights' domain: %s", case.key, "; ".join(domain.reasons))
         difference, deviation = self._restored(image, case.key)
         finished = {"case": case, "image": image, "difference": MetaTensor(difference, meta=image.meta)}
         if deviation is not None:

@@ -1,6 +1,7 @@
 """From HU to HU: a network applied to volumes of any size, tile by tile and slab by slab."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from monai.inferers import Inferer
 
+from bundle.configuration import checked_number, three_numbers
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
@@ -17,6 +19,8 @@ from bundle.networks.restorer import Restorer
 from bundle.restoration.mirrors import COUNTS, mean_over_flips
 from bundle.restoration.region import dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile, cut
+
+logger = logging.getLogger(__name__)
 
 # (HU (B, 1, h, w, d), noise level (B, d), origins of the tiles) -> change (B, channels, h, w, d) in HU.
 _TileFunction = Callable[[torch.Tensor, torch.Tensor, Sequence[tuple[int, int, int]]], torch.Tensor]
@@ -75,29 +79,18 @@ class RestorationInferer(Inferer):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if not 0 <= overlap < 1:
-            raise BundleError(f"overlap must be between 0 and 1, not {overlap}")
-        if slice_overlap < 0:
-            raise BundleError(f"slice_overlap must be 0 or more slices, not {slice_overlap}")
-        if not 1 <= steps <= 1000:
-            raise BundleError(f"steps must be between 1 and 1000, not {steps}")
-        for name, count in (("num_samples", num_samples), ("tile_batch_size", tile_batch_size)):
-            if count < 1:
-                raise BundleError(f"{name} must be 1 or more, not {count}")
         if flips not in COUNTS:
             raise BundleError(f"flips must be 1, 2 or 4, not {flips}")
-        if len(tile_size) != 3 or min(tile_size) < 1:
-            raise BundleError(f"tile_size must be three numbers of voxels, not {list(tile_size)}")
-        if seed < 0:
-            raise BundleError(f"seed must be 0 or more, not {seed}")
-        self.tile_size = tuple(int(size) for size in tile_size)
-        self.overlap = overlap
-        self.slice_overlap = slice_overlap
-        self.steps = steps
-        self.num_samples = num_samples
+        self.tile_size = three_numbers("tile_size", tile_size, int, low=1)
+        self.overlap = checked_number("overlap", overlap, float, low=0, below=1)
+        self.slice_overlap = checked_number("slice_overlap", slice_overlap, int, low=0)
+        self.steps = checked_number("steps", steps, int, low=1, high=1000)
+        self.num_samples = checked_number("num_samples", num_samples, int, low=1)
         self.flips = flips
-        self.seed = seed
-        self.tile_batch_size = tile_batch_size
+        self.seed = checked_number("seed", seed, int, low=0)
+        self.tile_batch_size = checked_number("tile_batch_size", tile_batch_size, int, low=1)
+        if self.slice_overlap > (most := self.tile_size[2] // 2):
+            logger.warning("slice_overlap %d is more than half a tile: %d is used", self.slice_overlap, most)
         self.skip_air = skip_air
         self.precision: Precision = resolve_precision(mixed_precision, device)
         self.device = torch.device(device)

@@ -9,9 +9,11 @@ from typing import Any
 import nibabel
 import numpy as np
 from monai.config import KeysCollection
+from monai.utils.enums import MetaKeys
 from numpy.typing import DTypeLike
 
 from bundle.data.transforms import axis_codes
+from bundle.dicom.geometry import slices_last
 from bundle.dicom.reader import LoadSeriesd, SeriesReader, meta_of
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
@@ -30,7 +32,8 @@ class CompactReader(SeriesReader):
         gaps: as for SeriesReader.
         thin: the grid of thin slices that volumes are brought onto; None leaves their slices.
         scratch: where stored values and HU of DICOM series lie. On disk the array comes in the voxel order that
-            SlicesLastOrientationd asks for, and with that order's affine; `volume` keeps its own.
+            SlicesLastOrientationd asks for, and with that order's affine; `volume` keeps its own. NIfTI comes in that
+            order always, its `volume` too.
     """
 
     def __init__(self, *, gaps: str = "refuse", thin: ThinSlices | None = None, scratch: Scratch | None = None) -> None:
@@ -49,11 +52,15 @@ class CompactReader(SeriesReader):
             affine = affine @ nibabel.orientations.inv_ornt_aff(order, img.shape)  # type: ignore[no-untyped-call]
             return array, {**meta_of(affine, array.shape, img.key), "volume": img}
         array, meta = super().get_data(img)
-        affine = np.asarray(img.image.affine)
+        axes, affine = slices_last(img.image.affine), np.asarray(meta[MetaKeys.AFFINE])
+        order = reading_order(affine)
+        affine = affine @ nibabel.orientations.inv_ornt_aff(order, array.shape)  # type: ignore[no-untyped-call]
+        array = np.ascontiguousarray(turned(array, order))
         if self.thin is not None:
             array, affine = self.thin.array(array, affine)
-            meta = meta_of(affine, array.shape, img.key)
-        return array, {**meta, "volume": NiftiSource(array.copy(), affine)}
+        of_file = nibabel.orientations.ornt_transform(_UNTURNED, order[np.argsort(axes)])  # type: ignore[no-untyped-call]
+        source = NiftiSource(array.copy(), affine, order_of_file=of_file)
+        return array, {**meta_of(affine, array.shape, img.key), "volume": source}
 
     def _compact(self, volume: Volume, order: np.ndarray) -> np.ndarray:
         """HU (H, W, D) with axes and directions as `order` says, slices contiguous."""

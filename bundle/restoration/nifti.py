@@ -32,11 +32,13 @@ class NiftiSource:
     Args:
         array: HU (H, W, D), float32.
         affine_ras: (i, j, k, 1) -> RAS mm.
+        order_of_file: where these axes go in the file and which way, as nibabel writes it (3, 2); None: as they are.
     """
 
-    def __init__(self, array: np.ndarray, affine_ras: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, affine_ras: np.ndarray, *, order_of_file: np.ndarray | None = None) -> None:
         self._array = array
         self.affine_ras = np.asarray(affine_ras, np.float64)
+        self._order_of_file = order_of_file
 
     def __copy__(self) -> "NiftiSource":
         return self
@@ -60,13 +62,24 @@ class NiftiSource:
         hu: np.ndarray = self._array[:, :, k]
         return hu
 
+    def as_in_file(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A view of an array (H, W, D) on this grid in the file's order of voxels, and that order's affine (RAS)."""
+        order = self._order_of_file
+        if order is None:
+            return array, self.affine_ras
+        view: np.ndarray = nibabel.orientations.apply_orientation(array, order)  # type: ignore[no-untyped-call]
+        back = nibabel.orientations.inv_ornt_aff(order, array.shape)  # type: ignore[no-untyped-call]
+        return view, self.affine_ras @ back
+
     def slice_padding(self, k: int) -> np.ndarray:
         """NIfTI names no padding."""
         return np.zeros(self._array.shape[:2], bool)
 
 
 def write_nifti(path: Path, slices: Slices, source: SourceSlices) -> None:
-    """Write a float32 volume (H, W, D) on the source's grid, one slice in memory at a time.
+    """Write a float32 volume (H, W, D) on the source's grid, in its file's order of voxels.
+
+    Of a DICOM source one slice is in memory at a time; a NIfTI source is there whole in any case.
 
     Args:
         path: ends in .nii.gz; its folder is created.
@@ -74,12 +87,16 @@ def write_nifti(path: Path, slices: Slices, source: SourceSlices) -> None:
         source: a Volume or NiftiSource; gives the affine.
     """
     assert isinstance(source, Volume | NiftiSource)
+    affine = source.affine_ras
+    if isinstance(source, NiftiSource):
+        whole = np.stack([slices[:, :, k] for k in range(slices.shape[2])], axis=2)
+        slices, affine = source.as_in_file(whole)
     header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_shape(slices.shape)
     header.set_data_dtype(np.dtype("<f4"))
     header.set_xyzt_units("mm", "sec")
-    header.set_qform(source.affine_ras, code="scanner")
-    header.set_sform(source.affine_ras, code="scanner")
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
     header["magic"] = b"n+1"
     header.set_data_offset(_DATA_OFFSET)
     path.parent.mkdir(parents=True, exist_ok=True)

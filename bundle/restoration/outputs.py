@@ -15,6 +15,14 @@ from bundle.files import digest, require_writable, write_json
 from bundle.restoration.selection import parse_shard
 
 SCHEMA = 1
+SUMMARY = "summary.json"
+_PRIVATE = "private.json"  # of a series: what names it, and which files belong to it
+
+
+def summary_file(folder: Path, shard: str | None = None) -> Path:
+    """Where a run, or one of its shares ('i/n'), writes its summary."""
+    number, count = parse_shard(shard)
+    return folder / (SUMMARY if shard is None else f"summary_{number}_of_{count}.json")
 
 
 class RunOutput:
@@ -40,8 +48,7 @@ class RunOutput:
         shard: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        number, count = parse_shard(shard)
-        self.summary_file = self.folder / ("summary.json" if shard is None else f"summary_{number}_of_{count}.json")
+        self.summary_file = summary_file(self.folder, shard)
         self.settings = dict(settings)
         self.settings_digest = digest(json.dumps(self.settings, sort_keys=True, default=str))
         self.weights_digest = weights_digest
@@ -55,21 +62,22 @@ class RunOutput:
         return digest(case.content_digest(), self.settings_digest, self.weights_digest)
 
     def finished(self, case: Case) -> bool:
-        """Whether this series was restored before with the same content, settings and weights."""
-        summary = self.folder / case.key / "summary.json"
-        try:
-            found = json.loads(summary.read_text())
-        except (OSError, ValueError):
+        """Whether this series was restored before, all its files are there, and content, settings, weights the same."""
+        folder = self.folder / case.key
+        files = _read(folder / _PRIVATE).get("files")
+        if files is None or _read(folder / SUMMARY).get("fingerprint") != self.fingerprint(case):
             return False
-        return found.get("fingerprint") == self.fingerprint(case)
+        return all((folder / name).is_file() for name in files)
+
+    def write_private(self, folder: Path, mapping: Mapping[str, str]) -> None:
+        """Write (mode 0600) which files a series' whole folder holds, and the map from source UIDs to theirs."""
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        write_json(folder / _PRIVATE, {"uid_mapping": dict(mapping), "files": files}, private=True)
 
     def skip(self, case: Case) -> None:
         """Count a finished series with what an earlier run wrote about it."""
-        try:
-            earlier = json.loads(self.summary_file.read_text())["series"].get(case.key, {})
-        except (OSError, ValueError, KeyError):
-            earlier = {}
-        self.done[case.key] = earlier or {"status": "done", "source": list(case.files)}
+        folder = self.folder / case.key
+        self.add(case, _read(folder / SUMMARY), _read(folder / _PRIVATE).get("uid_mapping", {}))
 
     def fail(self, case: Case, error: BundleError) -> None:
         """Count a series that could not be read or restored."""
@@ -84,13 +92,19 @@ class RunOutput:
             "result": dict(described),
         }
 
-    def write_summary(self, refused: Sequence[Refusal] = ()) -> ExitCode:
-        """Write the run's summary (mode 0600: it maps keys to source paths and UIDs) and set the exit code."""
+    def write_summary(self, refused: Sequence[Refusal] = (), *, complete: bool = True) -> ExitCode:
+        """Write the run's summary (mode 0600: it maps keys to source paths and UIDs) and set the exit code.
+
+        Args:
+            refused: what the index would not use.
+            complete: False when the run ended before its last series.
+        """
         bad = [refusal for refusal in refused if not refusal.foreign]
         content = {
             "schema": SCHEMA,
             "software_version": bundle.__version__,
-            "finished": self.now.isoformat(timespec="seconds"),
+            "started": self.now.isoformat(timespec="seconds"),
+            "complete": complete,
             "settings": self.settings,
             "weights_sha256": self.weights_digest,
             "series": self.done,
@@ -107,3 +121,12 @@ class RunOutput:
     def require_folder(self) -> None:
         """Refuse an output folder that cannot be written to, before any work is done."""
         require_writable(self.folder, option="output_dir")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

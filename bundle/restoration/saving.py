@@ -11,11 +11,11 @@ import torch
 from monai.transforms import Transform
 
 import bundle
+from bundle.configuration import checked_number
 from bundle.data.sources import Case
 from bundle.dicom.instance import named_syntax
 from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
-from bundle.errors import BundleError
 from bundle.files import whole_folder
 from bundle.pages import Scratch
 from bundle.restoration.domain import Domain
@@ -66,10 +66,8 @@ class SaveRestored(Transform):
         scratch: Scratch | None = None,
     ) -> None:
         named_syntax(transfer_syntax)  # a wrong name ends the run before any work is done
-        if not 0 <= strength <= 1:
-            raise BundleError(f"strength must be between 0 and 1, not {strength}")
         self.output = output
-        self.strength = strength
+        self.strength = checked_number("strength", strength, float, low=0, high=1)
         self.description = description
         self.series_suffix = series_suffix
         self.save_nifti = save_nifti
@@ -102,6 +100,7 @@ class SaveRestored(Transform):
                     summary=described,
                     now=self.output.now,
                 )
+            self.output.write_private(folder, mapping)
         self.output.add(case, described, mapping)
         return {**data, "restored": restored, "uncertainty": uncertainty, "summary": described}
 

@@ -1,19 +1,25 @@
 """Which series of a folder a run restores: by rules on their headers, and by shares that workers do without talking."""
 
-import itertools
+import enum
+import logging
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
-import pydicom
 from pydicom.dataset import Dataset
 
 from bundle.data.sources import Case, Source, check_max_samples
-from bundle.dicom.elements import Unusable, decimals, quiet, text
+from bundle.dicom.elements import Unusable, decimals, text
+from bundle.dicom.headers import read_header
 from bundle.dicom.index import Refusal
 from bundle.dicom.sources import Sources
+from bundle.dicom.writer import is_restored
 from bundle.errors import BundleError
 from bundle.files import digest
 
+logger = logging.getLogger(__name__)
+
+_RESTORED = "was restored by this program"
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -25,8 +31,11 @@ def select(
     kernel: str | None = None,
     thickness_mm: str | None = None,
     max_samples: int | None = None,
+    tolerant: bool = False,
 ) -> Source:
     """Keep what all rules allow; rules on headers keep no series that has none (NIfTI).
+
+    Series that were restored before are none to restore: they come with what is ignored.
 
     Args:
         source: what a folder holds.
@@ -36,9 +45,10 @@ def select(
         kernel: the same for Convolution Kernel.
         thickness_mm: 'LOW-HIGH' or one number: Slice Thickness in mm, both ends included.
         max_samples: of what the rules and the share allow, only so many, the first by key.
+        tolerant: only warn where nothing is left to restore.
 
     Raises:
-        BundleError: when a rule cannot be read, or max_samples is below 1.
+        BundleError: when a rule cannot be read, max_samples is below 1, or nothing in the whole folder is left.
     """
     most = check_max_samples(max_samples)
     number, count = parse_shard(shard)
@@ -48,20 +58,38 @@ def select(
         "ConvolutionKernel": _pattern("kernel", kernel),
     }
     rules = {keyword: pattern for keyword, pattern in patterns.items() if pattern is not None}
-
-    def wanted(case: Case) -> bool:
-        if share_of(case.key, count) != number:
-            return False
-        if not rules and limits is None:
-            return True
-        header = _header(case)
-        if header is None or not all(pattern.search(text(header, keyword)) for keyword, pattern in rules.items()):
-            return False
-        return limits is None or _within(header, limits)
-
+    judged = [(case, _verdict(case, rules, limits)) for case in source.cases if share_of(case.key, count) == number]
+    cases = [case for case, verdict in judged if verdict is _Verdict.WANTED]
+    restored = [Refusal(case.key, _RESTORED, case.label, foreign=True) for case, v in judged if v is _Verdict.RESTORED]
+    # A share may be empty; that nothing at all is wanted is a mistake.
+    if source.cases and not cases and not any(_verdict(c, rules, limits) is _Verdict.WANTED for c in source.cases):
+        _nothing_left(ruled=bool(rules or limits), tolerant=tolerant)
     refused = [one for one in source.refused if share_of(_name(one), count) == number]
-    cases = tuple(itertools.islice(filter(wanted, source.cases), most))
-    return replace(source, cases=cases, refused=tuple(refused))
+    return replace(source, cases=tuple(cases[:most]), refused=(*refused, *restored))
+
+
+def _nothing_left(*, ruled: bool, tolerant: bool) -> None:
+    what = "no series fits the rules on description, kernel and thickness" if ruled else f"every series {_RESTORED}"
+    if not tolerant:
+        raise BundleError(f"nothing to restore: {what}", hint="python -m bundle inspect lists what there is")
+    logger.warning("nothing to restore: %s", what)
+
+
+class _Verdict(enum.Enum):
+    WANTED = enum.auto()
+    RESTORED = enum.auto()  # an output of ours
+    UNFIT = enum.auto()  # a rule leaves it out
+
+
+def _verdict(case: Case, rules: Mapping[str, re.Pattern[str]], limits: tuple[float, float] | None) -> _Verdict:
+    header = None if case.is_nifti else _header(case)
+    if header is not None and is_restored(header):
+        return _Verdict.RESTORED
+    if not rules and limits is None:
+        return _Verdict.WANTED
+    if header is None or not all(pattern.search(text(header, keyword)) for keyword, pattern in rules.items()):
+        return _Verdict.UNFIT
+    return _Verdict.WANTED if limits is None or _within(header, limits) else _Verdict.UNFIT
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
@@ -108,12 +136,9 @@ def _limits(rule: str | float | None) -> tuple[float, float] | None:
     return limits
 
 
-def _header(case: Case) -> Dataset | None:
-    try:
-        with quiet(), Sources() as sources, sources.open(case.files[0]) as stream:
-            return pydicom.dcmread(stream, stop_before_pixels=True)
-    except pydicom.errors.InvalidDicomError:
-        return None
+def _header(case: Case) -> Dataset:
+    with Sources() as sources, sources.open(case.files[0]) as stream:
+        return read_header(stream)
 
 
 def _within(header: Dataset, limits: tuple[float, float]) -> bool:

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from phantom_series import write_phantom_series
+from tiny_workflows import write_tiny_weights
 
 from bundle.commands import enhance as module
 from bundle.commands.enhance import enhance
@@ -52,6 +54,24 @@ def test_switches_are_no_keys_of_the_config(started, tmp_path, capsys, monkeypat
     assert started[0] is True and not {"quiet", "json", "dry_run"} & set(started[1].options)
     told = capsys.readouterr().out
     assert json.loads(told)["series"] == {"a": {"status": "done"}} and "SECRET" not in told and "1.2" not in told
+
+
+def test_the_summary_of_a_share_is_its_own(started, tmp_path, capsys):
+    for name, said in (("summary", "stale"), ("summary_1_of_4", "own")):
+        summary = {"settings": said, "weights_sha256": "", "software_version": "", "failed": {}, "series": {}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**summary, "refused": []}))
+    enhance(["in", str(tmp_path), "--json", "--shard", "1/4"])
+    assert json.loads(capsys.readouterr().out)["settings"] == "own"
+
+
+def test_nothing_but_json_is_on_stdout(tmp_path, capsys):
+    write_phantom_series(tmp_path / "in", slices=3, size=32)
+    weights = write_tiny_weights(tmp_path / "model.pt", part="refiner", scale=0.05)
+    options = ["--preset", "tiny", "--weights_file", str(weights), "--device", "cpu", "--mixed_precision", "off"]
+    assert enhance([str(tmp_path / "in"), str(tmp_path / "out"), "--json", *options]) == 0
+    printed = capsys.readouterr()
+    assert [one["status"] for one in json.loads(printed.out)["series"].values()] == ["done"]
+    assert " bundle.restoration." in printed.err
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path):

@@ -1,8 +1,11 @@
 import json
 
+import nibabel
+import numpy as np
 import pytest
 from hub_files import hub_files
 from hub_stub import HubStub
+from phantom_series import phantom_hu
 from training_fixtures import CountingTransform, write_phantoms
 
 from bundle.data.assembly import TrainingData
@@ -45,6 +48,13 @@ def test_one_series_validates_on_its_own_end(scans, tmp_path):
     made = data(scans, tmp_path, max_samples=1)
     assert made.split.validation_on == SAME_PATIENT
     assert made.train[0].case == made.validation[0].case
+
+
+def test_a_folder_whose_patients_cannot_be_told_apart_is_refused(tmp_path):
+    write_phantoms(tmp_path / "scans", patients=1)
+    nibabel.save(nibabel.Nifti1Image(phantom_hu(slices=4, size=16), np.eye(4)), tmp_path / "scans" / "a.nii.gz")
+    with pytest.raises(BundleError, match="holds DICOM and NIfTI"):
+        _ = data(tmp_path / "scans", tmp_path).train
 
 
 def test_named_validation_folder(scans, tmp_path):

@@ -49,6 +49,14 @@ def test_nifti_folder(tmp_path):
     assert len({case.key for case in cases}) == len({case.patient_key for case in cases}) == 2
 
 
+def test_a_stray_nifti_hides_no_dicom(dicom):
+    write_nifti(dicom / "notes" / "mask.nii.gz")
+    cases = find_cases(dicom).cases
+    assert len(cases) == 4 and [case.label for case in cases if case.is_nifti] == ["notes/mask.nii.gz"]
+    (dicom / "Doe^Jane0" / "ct" / "IM9999.dcm").write_bytes(b"")
+    assert any("may be missing" in refusal.reason for refusal in find_cases(dicom).refused)
+
+
 def test_keys_do_not_reveal_names(dicom, tmp_path):
     write_nifti(tmp_path / "nifti" / "Doe_Jane.nii.gz")
     for root in (dicom, tmp_path / "nifti"):
@@ -77,7 +85,7 @@ def test_max_samples_takes_the_first_by_key(dicom):
     assert find_cases(dicom, max_samples=2).cases == everything[:2]
     assert find_cases(dicom, max_samples=9).cases == everything
     for wrong in (0, -1):
-        with pytest.raises(BundleError, match="max_samples must be 1 or more"):
+        with pytest.raises(BundleError, match="max_samples must be a whole number, at least 1"):
             find_cases(dicom, max_samples=wrong)
 
 

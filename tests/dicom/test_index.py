@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import shutil
@@ -238,3 +239,28 @@ def test_the_table_of_contents_of_a_disc_is_foreign(tmp_path):
     index = find_series(tmp_path / "disc")
     assert [series.shape[2] for series in index.series] == [4]
     assert [(refusal.where, refusal.foreign) for refusal in index.refused] == [("DICOMDIR", True)]
+
+
+def locked(monkeypatch, *folders):
+    """Make folders unlistable also for root."""
+    iterdir = Path.iterdir
+
+    def listed(path):
+        if path in folders:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_phantom_series(tmp_path / "good", slices=3)
+    write_phantom_series(tmp_path / "locked", slices=3, patient="2")
+    (tmp_path / "lost+found").mkdir()
+    locked(monkeypatch, tmp_path / "locked", tmp_path / "lost+found")
+    index = find_series(tmp_path)
+    assert len(index.series) == 1
+    assert [(r.where, r.reason, r.foreign) for r in index.refused] == [("locked", "cannot be looked into", False)]
+    locked(monkeypatch, tmp_path)
+    with pytest.raises(PermissionError):  # ends with exit code 74
+        find_series(tmp_path)

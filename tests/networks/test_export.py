@@ -21,6 +21,23 @@ def test_parts_take_what_they_say_and_no_input_twice(randomise):
             assert torch.isfinite(part.network(*inputs)).all()
 
 
+def test_only_an_export_is_replaced(tmp_path):
+    net, folder = build_restorer("tiny"), tmp_path / "out"
+    folder.mkdir()  # an empty one harms nobody
+    for _ in range(2):
+        export_parts(net, folder, formats=[], about={})
+    assert [path.name for path in folder.iterdir()] == [MANIFEST]
+    thesis = folder / "thesis.txt"
+    thesis.write_text("years of work")
+    for _ in range(2):
+        with pytest.raises(BundleError, match="'out' holds other files"):
+            export_parts(net, folder, formats=[], about={})
+        assert thesis.read_text() == "years of work"
+        (folder / MANIFEST).unlink(missing_ok=True)
+    with pytest.raises(BundleError, match=r"'thesis\.txt' holds other files"):
+        export_parts(net, thesis, formats=[], about={})
+
+
 def test_unknown_format(tmp_path):
     with pytest.raises(BundleError, match="format 'tflite'"):
         export_parts(build_restorer("tiny"), tmp_path / "out", formats=["tflite"], about={})

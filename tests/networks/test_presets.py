@@ -149,5 +149,5 @@ def test_what_cannot_be_built_is_refused_in_a_line_with_what_can(arguments, name
 
 
 def test_an_unknown_package_is_refused():
-    with pytest.raises(ValueError, match="networks_from"):
+    with pytest.raises(BundleError, match="networks_from"):
         build_restorer("tiny", networks_from="monai")  # type: ignore[arg-type]

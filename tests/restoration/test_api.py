@@ -1,9 +1,13 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.errors import BundleError
+from bundle.files import file_digest
 from bundle.restoration.api import load_restorer
 
 AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -60,6 +64,46 @@ def test_less_strength_is_less_sure(tiny):
 def test_strength_zero_is_the_input(tiny):
     hu = phantom_hu(size=40, slices=3)
     np.testing.assert_array_equal(load_restorer(**tiny, strength=0.0)(hu, AFFINE).restored_hu, hu)
+
+
+def test_a_folder_is_selected_from_and_one_bad_series_stops_nothing(tiny, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        write_phantom_series(tmp_path / "in" / name, slices=3, size=32, patient=name, SeriesDescription=f"chest {name}")
+    keys = [found.key for found in load_restorer(**tiny).folder(tmp_path / "in")]
+    assert len(keys) == 3 and keys == sorted(keys)
+    (chosen,) = load_restorer(**tiny, select_description="chest b").folder(tmp_path / "in")
+    assert [found.key for found in load_restorer(**tiny, max_samples=2).folder(tmp_path / "in")] == keys[:2]
+    with pytest.raises(BundleError, match="no series fits the rules"):
+        list(load_restorer(**tiny, select_kernel="nosuch").folder(tmp_path / "in"))
+    restore = load_restorer(**tiny)
+    load = restore._load
+
+    def broken(data):
+        if "/in/b/" in data["image"][0]:
+            raise BundleError("slices missing")
+        return load(data)
+
+    monkeypatch.setattr(restore, "_load", broken)
+    assert [found.key for found in restore.folder(tmp_path / "in")] == [key for key in keys if key != chosen.key]
+    assert restore.failed == {chosen.key: "slices missing"}
+
+
+def test_the_domain_is_told_and_kept(tiny, tmp_path):
+    weights = Path(tiny["weights_file"])
+    card = {"schema": 1, "task": "denoise", "sampler": "bridge", "sha256": file_digest(weights)}
+    weights.with_suffix(".json").write_text(json.dumps({**card, "domain": {"slice_mm": [0.5, 2.0]}}))
+    try:
+        write_phantom_series(tmp_path / "in", slices=3, size=32)
+        (found,) = load_restorer(**tiny).folder(tmp_path / "in")
+        of_array = load_restorer(**tiny)(phantom_hu(size=32, slices=3), AFFINE)
+        for domain in (found.domain, of_array.domain):
+            assert domain.word == "no" and "slice spacing 2.5 mm is above 2" in domain.said
+        strict = load_restorer(**tiny, strict_domain=True)
+        assert list(strict.folder(tmp_path / "in")) == [] and "outside the weights' domain" in strict.failed[found.key]
+        with pytest.raises(BundleError, match="outside the weights' domain"):
+            strict(phantom_hu(size=32, slices=3), AFFINE)
+    finally:
+        weights.with_suffix(".json").unlink()
 
 
 def test_what_cannot_be_restored(tiny):

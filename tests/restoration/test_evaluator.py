@@ -1,8 +1,11 @@
 """The inference workflow on real DICOM files: geometry, HU, resume, bad series, interruption."""
 
+import contextlib
 import errno
 import json
 import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from phantom_series import write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.configuration import exit_code
+from bundle.data.sources import find_cases
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
 from bundle.restoration.loading import CompactReader
@@ -111,6 +115,77 @@ def test_a_disk_without_room_ends_the_run_before_anything_is_written(tmp_path, r
     assert exit_code() == ExitCode.DONE
 
 
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """A disk that has no room for a larger file: writing on ends with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_while_a_series_is_written_leaves_whole_ones_only(tmp_path, run):
+    for name in ("a", "b"):
+        write_phantom_series(tmp_path / "in" / name, slices=3, size=32, patient=name)
+    first, second = find_cases(tmp_path / "in").cases
+    shutil.rmtree(tmp_path / "in" / second.label)
+    write_phantom_series(tmp_path / "in" / second.label, slices=12, size=64, patient=second.label)
+    out, options = tmp_path / "out", {"save_nifti": True, "scratch#folder": None}
+    with files_of_at_most(40_000), pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", **options)
+    assert find_bundle_error(raised.value).exit_code == ExitCode.IO
+    assert sorted(path.name for path in out.iterdir()) == sorted([first.key, "summary.json"]), "and nothing temporary"
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["series"]) == [first.key] and not summary["complete"]
+    written = {path: path.stat().st_mtime_ns for path in (out / first.key).rglob("*.dcm")}
+    assert len(written) == 3
+    run(tmp_path / "in", **options)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list((out / second.key).rglob("*.dcm"))) == 12
+
+
+@pytest.mark.parametrize("below", ["", "out", "deep/out"])
+def test_an_output_in_the_input_is_refused(tmp_path, run, below):
+    write_phantom_series(tmp_path / "in", slices=3)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", output_dir=tmp_path / "in" / below)
+    assert "output_dir lies in dataset_dir" in str(find_bundle_error(raised.value))
+    assert not list((tmp_path / "in").rglob("*.json"))
+    run(tmp_path / "in", output_dir=tmp_path)  # the input in the output harms nothing
+    assert exit_code() == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, "abc", f"{key} must be a")
+            for key in ("steps", "num_samples", "strength", "overlap", "seed", "threads")
+        ),
+        *((key, True, f"{key} must be a") for key in ("steps", "strength", "max_samples", "eta", "start_time")),
+        ("steps", 2.5, "steps must be a whole number, at least 1, at most 1000"),
+        ("seed", 1.5, "seed must be a whole number"),
+        ("max_samples", "abc", "max_samples must be a whole number"),
+        ("threads", -1, "threads must be a whole number, at least 0"),
+        ("tile_size", 512, "tile_size must be three numbers"),
+        ("tile_size", [512, 512, "x"], "tile_size must be a whole number"),
+        ("spacing_mm", [1, 1], "spacing_mm must be three numbers"),
+        ("spacing_mm", [1, 1, 0], "spacing_mm cannot be 0"),
+        ("overlap", 1, "overlap must be a number, at least 0, below 1"),
+        ("device", "foo", "device 'foo' is unknown"),
+        ("networks_from", "foo", "networks_from 'foo' is unknown"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_the_users_to_change(tmp_path, run, key, value, message):
+    write_phantom_series(tmp_path / "in", slices=3, size=16)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", **{key: value})
+    error = find_bundle_error(raised.value)
+    assert error is not None and message in str(error) and error.exit_code == ExitCode.USER
+
+
 def test_uneven_series_are_restored_only_when_asked(tmp_path, run):
     hu = write_phantom_series(tmp_path / "in", slices=8, drop=(3,))
     with pytest.raises(RuntimeError) as raised:
@@ -148,8 +223,14 @@ def test_a_second_run_skips_and_other_settings_do_not(tmp_path, run):
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == before
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert next(iter(summary["series"].values()))["uid_mapping"], "what the first run knew is kept"
-    run(tmp_path / "in", strength=0.5)
-    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} != before
+    for changed in ({"strength": 0.5}, {"series_suffix": "other"}):
+        run(tmp_path / "in", **changed)
+        after = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+        assert after != before, changed
+        before = after
+    next(first.iterdir()).unlink()
+    run(tmp_path / "in", series_suffix="other")
+    assert len(list(first.iterdir())) == 4
 
 
 def test_a_bad_series_is_named_and_the_rest_goes_on(tmp_path, run):
@@ -252,8 +333,10 @@ def test_interrupted_between_series(tmp_path, run, monkeypatch):
         run(tmp_path / "in")
     assert isinstance(find_bundle_error(raised.value), InterruptedRun)
     assert len(list((tmp_path / "out").glob("*/dicom"))) == 1
+    assert not json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
     monkeypatch.undo()
     run(tmp_path / "in")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
     assert len(list((tmp_path / "out").glob("*/dicom"))) == 2
 
 

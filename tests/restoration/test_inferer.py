@@ -221,3 +221,10 @@ def test_flips_that_cannot_be_are_refused(network, volume):
         inferer(flips=3)
     with pytest.raises(BundleError, match="flips above 1 is for one step"):
         inferer(flips=2, steps=2)(volume, network)
+
+
+def test_an_overlap_that_is_cut_is_said(caplog):
+    RestorationInferer(tile_size=(64, 64, 24), slice_overlap=12)
+    assert not caplog.text
+    RestorationInferer(tile_size=(64, 64, 24), slice_overlap=100)
+    assert "slice_overlap 100 is more than half a tile: 12 is used" in caplog.text

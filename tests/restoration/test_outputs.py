@@ -33,11 +33,47 @@ def test_a_finished_series_is_known_by_content_settings_and_weights(tmp_path, ca
     folder = tmp_path / "out" / case.key
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps({"fingerprint": output.fingerprint(case)}))
+    output.write_private(folder, {"1.2": "3.4"})
     assert output.finished(case)
     assert not run_output(tmp_path / "out", settings={"steps": 4}).finished(case)
     assert not run_output(tmp_path / "out", weights_digest="cd").finished(case)
     (folder / "summary.json").write_text("{")
     assert not output.finished(case)
+
+
+def test_a_series_with_a_file_less_is_not_finished(tmp_path, case):
+    output = run_output(tmp_path / "out")
+    folder = tmp_path / "out" / case.key
+    (folder / "dicom").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"fingerprint": output.fingerprint(case)}))
+    (folder / "dicom" / "1.dcm").write_text("pixels")
+    output.write_private(folder, {})
+    assert output.finished(case)
+    (folder / "notes.txt").write_text("of a reader")
+    assert output.finished(case), "what was added harms nothing"
+    (folder / "dicom" / "1.dcm").unlink()
+    assert not output.finished(case)
+
+
+def test_what_is_known_of_a_finished_series_needs_no_summary_of_a_run(tmp_path, case):
+    output = run_output(tmp_path, shard="0/2")
+    folder = tmp_path / case.key
+    folder.mkdir()
+    described = {"fingerprint": output.fingerprint(case), "noise_hu_before": 9.0}
+    (folder / "summary.json").write_text(json.dumps(described))
+    output.write_private(folder, {"1.2": "3.4"})
+    assert stat.S_IMODE((folder / "private.json").stat().st_mode) == 0o600
+    later = run_output(tmp_path)  # the former run was killed, and another share
+    later.skip(case)
+    later.write_summary(complete=False)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["series"][case.key] == {
+        "status": "done",
+        "source": list(case.files),
+        "uid_mapping": {"1.2": "3.4"},
+        "result": described,
+    }
+    assert summary["started"] == "2026-01-02T03:04:05" and summary["complete"] is False
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Shares are disjoint and everything; rules keep what they say."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from phantom_series import write_phantom_series
+from thick_series import write_thick
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.configuration import exit_code
@@ -17,7 +19,7 @@ from bundle.restoration.selection import parse_shard, select
 
 
 def made_up(count):
-    cases = tuple(Case(key=f"{k:016x}", patient_key="p", files=(f"{k}.dcm",), label="") for k in range(count))
+    cases = tuple(Case(key=f"{k:016x}", patient_key="p", files=(f"{k}.nii.gz",), label="") for k in range(count))
     return Source(cases, tuple(Refusal("", "a gap", f"folder/{k}") for k in range(count)))
 
 
@@ -42,7 +44,7 @@ def test_max_samples_counts_what_is_selected():
     share = select(source, shard="2/4").cases
     assert select(source, shard="2/4", max_samples=3).cases == share[:3]
     assert select(source, shard="2/4", max_samples=100).cases == share and len(share) > 3
-    with pytest.raises(BundleError, match="max_samples must be 1 or more"):
+    with pytest.raises(BundleError, match="max_samples must be a whole number, at least 1"):
         select(source, max_samples=0)
 
 
@@ -76,7 +78,6 @@ def folder(tmp_path_factory):
         ({"kernel": "B70|LUNG"}, {"a"}),
         ({"thickness_mm": "2-3"}, {"a"}),
         ({"thickness_mm": 5}, {"b"}),
-        ({"description": "chest", "thickness_mm": "4-6"}, set()),
     ],
 )
 def test_rules_keep_what_they_say(folder, rules, kept):
@@ -87,6 +88,32 @@ def test_rules_keep_what_they_say(folder, rules, kept):
 def test_rules_that_cannot_be_read_are_named(rules):
     with pytest.raises(BundleError, match="select_"):
         select(made_up(1), **rules)
+
+
+@pytest.mark.parametrize("rules", [{"kernel": "nosuch"}, {"description": "chest", "thickness_mm": "4-6"}])
+def test_rules_that_leave_nothing_are_an_error_and_empty_shares_are_none(folder, rules, caplog):
+    source = find_cases(folder)
+    for shard in (None, "0/1"):
+        with pytest.raises(BundleError, match="no series fits the rules"):
+            select(source, shard=shard, **rules)
+    assert select(source, tolerant=True, **rules).cases == () and "no series fits the rules" in caplog.text
+    shares = [select(source, shard=f"{i}/3", kernel="B70").cases for i in range(3)]
+    assert sorted(map(len, shares)) == [0, 0, 1]
+    assert select(Source(()), **rules).cases == (), "no folder was named yet"
+
+
+def test_what_was_restored_before_is_ignored_and_a_degraded_copy_is_not(tmp_path):
+    write_phantom_series(tmp_path / "in", slices=8, size=32)
+    weights = write_tiny_weights(tmp_path / "model.pt", part="refiner", scale=0.05)
+    run_tiny("inference.yaml", "inference", dataset_dir=tmp_path / "in", output_dir=tmp_path / "out", weights=weights)
+    with pytest.raises(BundleError, match="every series was restored by this program"):
+        select(find_cases(tmp_path / "out"))
+    write_thick(tmp_path / "in", tmp_path / "both" / "poor", 5.0)
+    shutil.copytree(tmp_path / "out", tmp_path / "both" / "out")
+    selected = select(find_cases(tmp_path / "both"))
+    assert [case.label.split("/")[0] for case in selected.cases] == ["poor"]
+    (ignored,) = [one for one in selected.refused if "restored by this program" in one.reason]
+    assert ignored.foreign and ignored.where.startswith("out/")
 
 
 def test_workers_split_a_folder_and_each_writes_its_own_summary(tmp_path, folder):
