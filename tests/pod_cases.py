@@ -166,6 +166,7 @@ def several_processes_are_interrupted_and_go_on(engine: Any, storage: Path, pods
     wait_until(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.sha256")), containers[-1])
     containers[-1].signal(signal.SIGTERM)
     assert codes(containers) == [75] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)
+    assert all(one.last_line().startswith("error: ") and "again" in one.last_line() for one in containers)
     assert not (folder / "model.pt").exists()
     containers = start()
     assert codes(containers) == [0] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)

@@ -89,6 +89,8 @@ def test_no_gpu_on_the_node(engine, storage):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     ends(engine.start(pod_of_folder("overlays/train-1gpu"), {STORAGE: storage}), 2, "finds no GPU", "--device cpu")
+    several = engine.start(pod_of_folder("overlays/train-multi-gpu"), {STORAGE: storage})
+    ends(several, 2, "'nccl'", "finds 0 GPUs")
 
 
 @pytest.mark.full
@@ -152,6 +154,6 @@ def test_signals_reach_process_one(engine, storage):
     """SIGTERM to process 1 is lost unless a handler is set: the commands set one before they import anything slow."""
     pod = pod_of_folder("overlays/cpu-smoke")
     container = engine.start(pod, {STORAGE: storage})
-    cases.wait_until(lambda: "ct-enhance" in container.log.read_text(), container)
+    cases.wait_until(lambda: "train.yaml\n" in container.log.read_text(), container)
     container.signal(signal.SIGTERM)
     ends(container, 75, "SIGTERM")
