@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import requests
 from pydicom import uid
+from real_parts import missing
 
 PLUGINS = [Path(folder) / "libOrthancDicomWeb.so" for folder in ("/usr/share/orthanc/plugins", "/usr/lib/orthanc")]
 
@@ -81,8 +82,8 @@ class Orthanc:
 @contextlib.contextmanager
 def running_orthanc(folder: Path) -> Iterator[Orthanc]:
     """Start a server that keeps its files in `folder`, or skip and say what is missing."""
-    program = shutil.which("Orthanc") or pytest.skip("Orthanc is not installed")
-    plugin = next(filter(Path.is_file, PLUGINS), None) or pytest.skip("orthanc-dicomweb is not installed")
+    program = shutil.which("Orthanc") or missing("Orthanc is not installed")
+    plugin = next(filter(Path.is_file, PLUGINS), None) or missing("orthanc-dicomweb is not installed")
     server = Orthanc()
     (folder / "orthanc.json").write_text(json.dumps(server.configuration(folder, plugin)))
     with (folder / "log").open("w") as log:

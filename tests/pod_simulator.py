@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of
+from real_parts import missing
 
 _NUMBER = itertools.count()
 _SIZES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -162,9 +163,9 @@ class Bubblewrap:
     name = "bubblewrap"
 
     def __init__(self, scratch: Path) -> None:
-        self.program = shutil.which("bwrap") or pytest.skip("bubblewrap is not installed (Debian: bubblewrap)")
+        self.program = shutil.which("bwrap") or missing("bubblewrap is not installed (Debian: bubblewrap)")
         if subprocess.run([self.program, "--ro-bind", "/", "/", "true"], capture_output=True).returncode:
-            pytest.skip("bubblewrap may not make namespaces on this machine")
+            missing("bubblewrap may not make namespaces on this machine")
         self.scratch, self.image = scratch, Image.read()
 
     def start(

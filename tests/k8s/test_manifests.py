@@ -1,6 +1,7 @@
 """The manifests: what a cluster would refuse, what no schema sees, and whether the commands are the bundle's."""
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -313,6 +314,19 @@ def test_openings_are_for_pods_that_exist(folder):
         if document["kind"] == "NetworkPolicy":
             selector = document["spec"]["podSelector"]["matchLabels"]
             assert any(selector.items() <= one.items() for one in labels)
+
+
+def test_who_sends_to_the_pacs_gets_in():
+    """Scanners by DICOM, archives by DICOMweb: each port of the Service is open, and by HTTP only with a password."""
+    documents = built("overlays/pacs")
+    (service,) = [one for one in documents if one["kind"] == "Service"]
+    selector = service["spec"]["selector"]
+    policies = [one["spec"] for one in documents if one["kind"] == "NetworkPolicy"]
+    (own,) = [one for one in policies if one["podSelector"]["matchLabels"] == selector]
+    everybody = {port["port"] for rule in own["ingress"] if "from" not in rule for port in rule["ports"]}
+    assert everybody == {one["port"] for one in service["spec"]["ports"]} == {4242, 8042}
+    (settings,) = [one["data"]["orthanc.json"] for one in documents if "orthanc.json" in one.get("data", ())]
+    assert json.loads(settings)["AuthenticationEnabled"] is True
 
 
 def test_text_is_the_same_in_every_build():
