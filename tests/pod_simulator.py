@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of
@@ -263,7 +262,7 @@ class Podman:
     def __init__(self, scratch: Path, command: list[str], image: str, environment: dict[str, str]) -> None:
         self.scratch, self.command, self.image, self.environment = scratch, command, image, environment
 
-    def start(self, pod: Pod, claims: dict[str, Any], *, network: bool = False) -> Container:
+    def start(self, pod: Pod, claims: dict[str, Path]) -> Container:
         """Start a pod of the image."""
         number = next(_NUMBER)
         name = f"ct-enhance-test-{os.getpid()}-{number}"
@@ -272,19 +271,14 @@ class Podman:
             "--name",
             name,
             "--network",
-            "host" if network else "none",
+            "none",
             "--read-only",
             "--read-only-tmpfs=false",
         ]
         options += ["--user", f"{pod.user}:{pod.user}", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         options += ["--memory", str(pod.memory), "--entrypoint", pod.argv[0]]
         for path, claim in pod.claims.items():
-            volume = claims[claim]
-            if isinstance(volume, SmallVolume):
-                options += ["--tmpfs", f"{path}:rw,size={volume.size},mode=0777"]
-                options += [part for key, at in volume.data.items() for part in ("-v", f"{at}:{path}/{key}:ro")]
-            else:
-                options += ["-v", f"{volume}:{path}"]
+            options += ["-v", f"{claims[claim]}:{path}"]
         for path, contents in pod.files.items():
             folder = self.scratch / f"files-{number}-{len(contents)}"
             folder.mkdir(mode=0o755)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import re
 import signal
 
@@ -150,6 +151,30 @@ def test_pods_of_several_nodes(engine, storage):
 @pytest.mark.full
 def test_each_series_is_restored_by_exactly_one_index(engine, tmp_path):
     cases.each_series_is_restored_by_exactly_one_index(engine, tmp_path)
+
+
+@pytest.mark.full
+def test_a_night_restores_what_is_new(engine, tmp_path):
+    write_phantom_series(tmp_path / "volume" / "in" / "scan", slices=4)
+    storage = cases.with_tiny_weights(tmp_path / "volume")
+    night = cases.with_overrides(pod_of_folder("nightly"), "inference.yaml", **cases.TINY)
+    for number in range(2):
+        container = engine.start(night, {STORAGE: storage})
+        assert container.wait() == 0, container.log.read_text()[-3000:]
+        assert ("skipped" in container.log.read_text()) == (number == 1)
+    assert len(list((storage / "out").glob("*/dicom/*.dcm"))) == 4
+
+
+@pytest.mark.full
+def test_an_evaluation(engine, tmp_path):
+    write_phantom_series(tmp_path / "volume" / "targets" / "scan", slices=4)
+    storage = cases.with_tiny_weights(tmp_path / "volume")
+    keys = {**cases.TINY, "classical": ["gaussian"], "phantom": False}
+    pod = cases.with_overrides(pod_of_folder("evaluate"), "evaluate.yaml", **keys)
+    container = engine.start(pod, {STORAGE: storage})
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    rows = json.loads((storage / "evaluation" / "metrics.json").read_text())["rows"]
+    assert {"input", "restored", "gaussian"} <= {row["method"] for row in rows}
 
 
 def test_signals_reach_process_one(engine, storage):
