@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from manifests import (
     load,
     ours,
     pods_of,
+    tool,
 )
 
 from bundle.commands import main, pacs
@@ -279,6 +282,20 @@ def test_models_of_the_operators_lose_a_misspelt_field():
     (jobset,) = [document for document in operator_documents() if document["kind"] == "JobSet"]
     jobset["spec"]["failurePolicies"] = jobset["spec"].pop("failurePolicy")
     assert list(lost(jobset, parsed_by_model(jobset))) == ["/spec/failurePolicies"]
+
+
+def test_what_is_commented_out_builds(tmp_path):
+    """The image's place and the node's GPU, as a user would switch them on."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    folder = tmp_path / "k8s" / "overlays" / "train-1gpu"
+    head, mark, block = (folder / "kustomization.yaml").read_text().partition("# Where your image is:\n")
+    lines = [line.removeprefix("# ") for line in block.splitlines() if not line.startswith("# Which GPU")]
+    (folder / "kustomization.yaml").write_text("\n".join([head, mark, *lines]))
+    finished = subprocess.run([tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    (pod,) = [pod for document in yaml.safe_load_all(finished.stdout) for pod in pods_of(document)]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "Tesla-V100-SXM2-16GB"}
+    assert pod["containers"][0]["image"].startswith("REGISTRY/ct-enhance:")
 
 
 # ---- network ------------------------------------------------------------------------------------------------
