@@ -28,6 +28,7 @@ from manifests import (
     pods_of,
     tool,
 )
+from pod_simulator import size_in_bytes
 
 from bundle.commands import main, pacs
 from bundle.errors import BundleError
@@ -192,6 +193,16 @@ def test_the_smoke_test_writes_apart_from_the_real_training(tmp_path):
     smoke = run_line("overlays/cpu-smoke", tmp_path).options
     assert smoke["output_dir"] != run_line("train", tmp_path).options["output_dir"]
     assert smoke["device"] == "cpu"
+
+
+def test_data_of_the_hub_fit_the_volume(tmp_path):
+    """Archives at a time, a prepared case of 300 slices for each archive, and checkpoints (docs/kubernetes.md)."""
+    options = run_line("overlays/train-hub", tmp_path).options
+    config = load_config([ROOT / "configs" / "train.yaml"])
+    case = 300 * 512**2 * (2 + 4 * options.get("noise_realisations", config["noise_realisations"]))
+    taken = options["archive_gigabytes"] * 1e9 + options["max_samples"] * case + 2e9
+    (claim,) = built("storage")
+    assert taken < size_in_bytes(claim["spec"]["resources"]["requests"]["storage"])
 
 
 def test_gpus_are_asked_for_by_their_overlays_only(tmp_path):
