@@ -121,7 +121,7 @@ def pod_of_folder(
             empty[path] = size_in_bytes(volume["emptyDir"]["sizeLimit"])
     assert config_map(documents), "an overlay without overrides"
     return Pod(
-        argv=(*container["command"], *expanded(container["args"], variables)),
+        argv=(*container["command"], *expanded(container.get("args", []), variables)),
         variables=variables,
         claims=claims,
         files=files,

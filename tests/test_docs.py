@@ -66,6 +66,16 @@ def runs(page):
         for words in commands(page, "python", "-m", package):
             if "run" in words:
                 yield words[words.index("run") + 1 :]
+    for words in executed(page):
+        if words[:4] == ["python", "-m", "bundle", "run"]:
+            yield words[4:]
+
+
+def executed(page):
+    """Commands that a page has run in a pod."""
+    for words in commands(page, "kubectl", "exec"):
+        if "--" in words:
+            yield words[words.index("--") + 1 :]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -74,7 +84,8 @@ def test_run_commands_have_configs_and_options_that_exist(page):
         words = [word for word in words if word != "..."]
         if not options_of(words) or STANDS_FOR.search(words[0]):
             continue  # `run training`, in passing
-        line = parse_command_line([word.replace("configs/", f"{ROOT}/configs/") for word in words])
+        words = [word.replace("configs/", f"{ROOT}/configs/") for word in words]
+        line = parse_command_line([word.replace("/workspace/", f"{ROOT}/k8s/base/") for word in words])
         assert line.config_files, words
         merged = load_config(line.config_files)
         assert line.positionals[0] in merged, words

@@ -136,7 +136,7 @@ def run_line(folder, target):
     return parse_command_line([argument.replace(f"{OVERRIDES}/", f"{target}/") for argument in arguments])
 
 
-RUNNING = [folder for folder in WORKLOADS if folder not in ("interactive", "overlays/pacs")]
+RUNNING = [folder for folder in WORKLOADS if "interactive" not in folder and folder != "overlays/pacs"]
 LAUNCHED = [folder for folder in RUNNING if "multi" in folder or folder.endswith(("jobset", "trainjob"))]
 
 

@@ -8,8 +8,10 @@ import signal
 
 import pod_cases as cases
 import pytest
+from manifests import ROOT
 from phantom_series import write_phantom_series
 from pod_simulator import Bubblewrap, SmallVolume, pod_of_folder, volume
+from test_docs import executed
 
 STORAGE = "ct-enhance-storage"
 
@@ -126,6 +128,17 @@ def test_training_is_interrupted_and_goes_on(engine, storage):
 @pytest.mark.full
 def test_killed_in_the_middle_of_a_save(engine, storage):
     cases.killed_in_the_middle_of_a_save(engine, storage)
+
+
+@pytest.mark.full
+def test_training_by_hand_in_the_interactive_pod(engine, storage):
+    """What docs/kubernetes.md says to kubectl exec, in a container as that pod has it."""
+    (argv,) = [words for words in executed(ROOT / "docs" / "kubernetes.md") if "training" in words]
+    pod = dataclasses.replace(pod_of_folder("interactive"), argv=tuple(argv))
+    (smoke,) = pod_of_folder("overlays/cpu-smoke").files.values()
+    container = engine.start(dataclasses.replace(pod, files={path: smoke for path in pod.files}), {STORAGE: storage})
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    assert (storage / "train" / "model.pt").is_file()
 
 
 @pytest.mark.full
