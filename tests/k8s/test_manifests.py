@@ -66,6 +66,19 @@ def test_a_folder_starts_one_workload_of_ours_and_never_holds_the_volume(folder)
     assert ("ct-enhance-storage" in claims) == (folder in ("storage", "overlays/storage-shared"))
 
 
+@pytest.mark.parametrize("folder", WORKLOADS)
+def test_pods_at_once_share_a_node_or_the_volume(folder):
+    """A volume of one node keeps pods on others waiting for ever (Multi-Attach)."""
+    shared = "storage-shared" in (K8S / folder / "kustomization.yaml").read_text()
+    for job in (job for document in built(folder) for job in jobs_of(document)):
+        affinity = job["template"]["spec"].get("affinity", {}).get("podAffinity")
+        assert (affinity is not None) == (job.get("parallelism", 1) > 1 and not shared)
+        if affinity:
+            (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            assert term["labelSelector"]["matchLabels"].items() <= job["template"]["metadata"]["labels"].items()
+
+
 TRAIN, INFERENCE, NIGHTLY = "overlays/train-1gpu", "inference", "nightly"
 SPOILED = {
     "status parsed as a boolean": (TRAIN, "spec podFailurePolicy rules 0 onPodConditions 0 status", True),
