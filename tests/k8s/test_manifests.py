@@ -31,7 +31,7 @@ from manifests import (
 from pod_simulator import size_in_bytes
 
 from bundle.commands import main, pacs
-from bundle.errors import BundleError
+from bundle.errors import BundleError, find_bundle_error
 from bundle.overrides import CommandLine, check_options, load_config, load_config_file, parse_command_line
 
 PET = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")  # set by Kubeflow Trainer
@@ -185,6 +185,48 @@ def test_overrides_are_keys_of_the_config(path):
     launched = f"overlays/{path.parents[1].name}" in LAUNCHED
     files = [ROOT / "configs" / path.name] + [ROOT / "configs" / "multi_gpu.yaml"] * launched
     check_options(load_config_file(path), load_config(files))
+
+
+@pytest.fixture
+def on_a_v100(monkeypatch):
+    """A machine with the least GPU that the overlays are for, as far as checks before the first step ask."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
+
+
+def check_values(line):
+    """What a run checks of its settings before it reads data: ranges, modes, presets, and whether patches fit."""
+    from monai.bundle import ConfigWorkflow
+
+    from bundle.training.limits import require_ranges
+
+    options = {key: value for key, value in line.options.items() if key not in ("config_file", "args_file")}
+    meta = {"meta_file": str(ROOT / "configs" / "metadata.json"), "logging_file": None, "workflow_type": "train"}
+    workflow = ConfigWorkflow(config_file=line.config_files, run_id=line.positionals[0], **meta, **options)
+    content = workflow.parser.get_parsed_content
+    content("inferer" if "inference" in line.positionals else "precision")
+    restorer = content("network_def")
+    if "training" in line.positionals:
+        require_ranges(**content("ranged"))
+        assert options.get("patch_size", 0) % restorer.multiple == 0
+
+
+@pytest.mark.parametrize("folder", RUNNING)
+def test_every_value_passes_the_checks_of_its_config(folder, tmp_path, on_a_v100):
+    check_values(run_line(folder, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mixed_precision", "fp8"), ("batch_size", "many"), ("preset", "big"), ("checkpoint_every", -1)]
+)
+def test_a_wrong_value_is_found(key, value, tmp_path, on_a_v100):
+    line = run_line("overlays/train-1gpu", tmp_path)
+    with pytest.raises((BundleError, RuntimeError)) as caught:  # MONAI's, around ours
+        check_values(CommandLine(line.positionals, line.options | {key: value}))
+    assert key in str(find_bundle_error(caught.value))
 
 
 def test_a_misspelt_option_is_found(tmp_path):
