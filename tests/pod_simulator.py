@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of
+from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of, size_in_bytes
 from real_parts import missing
 
 _NUMBER = itertools.count()
-_SIZES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ class Pod:
     def without(self, path: str) -> "Pod":
         """The same pod with one volume not mounted."""
         return dataclasses.replace(self, claims={key: value for key, value in self.claims.items() if key != path})
-
-
-def size_in_bytes(quantity: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", quantity).groups()
-    return int(number) * _SIZES[unit]
 
 
 def pod_of_folder(
