@@ -135,39 +135,46 @@ def _print_version() -> int:
 def _reported(action: Callable[[], int], *, leave: Callable[[int, str], None] | None = None) -> int:
     """The action's exit code; an error becomes one line and the code that goes with it. `leave` is told both."""
     line = io.StringIO()
-    with _sigterm_interrupts():
+    with _sigterm_interrupts() as settled:
         try:
             code = action()
+            settled()
         except SystemExit as error:  # a config's own check; a text is its message
+            settled()
             told = isinstance(error.code, str)
             line.write(f"{error.code}\n" if told else "")
             code = ExitCode.USER if told else int(error.code or ExitCode.DONE)
         except BaseException as error:
+            settled()
             with contextlib.redirect_stderr(line):
                 code = report(error)
-    # In one piece: beside other processes, or when killed, half a line would be left.
-    sys.stderr.write(line.getvalue())
-    sys.stderr.flush()
-    if leave is not None:
-        leave(code, line.getvalue().strip())
+        # In one piece: beside other processes, or when killed, half a line would be left.
+        sys.stderr.write(line.getvalue())
+        sys.stderr.flush()
+        if leave is not None:
+            leave(code, line.getvalue().strip())
     return code
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM into InterruptedRun, so that files are closed and the exit code says `start again`.
 
-    A workflow that can checkpoint first installs its own handler over this one.
+    A workflow that can checkpoint first installs its own handler over this one. What is yielded makes SIGTERM mean
+    nothing until the end: the code is settled then, and a launcher's SIGTERM must not keep a worker from leaving it.
     """
 
     def interrupt(number: int, frame: object) -> None:
         raise InterruptedRun("stopped by SIGTERM")
 
+    def settled() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
+        yield lambda: None
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield settled
     finally:
         signal.signal(signal.SIGTERM, before)
