@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INPUTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: bench-train checkov help setup demo test test-full test-container lint format evaluate bench-dicom bench-data
+.PHONY: bench-train checkov help setup demo test test-full test-container lint format evaluate bench-dicom bench-data bench-inference
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -58,6 +58,12 @@ def whole_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary folders that a killed process left; nobody else may be writing into `folder`."""
+    for leftover in folder.glob(".*.part"):
+        shutil.rmtree(leftover)
+
+
 def write_json(target: Path, content: Any, *, private: bool = False) -> None:
     """Write `content` as readable JSON, whole or not at all; `private` gives mode 0600."""
     with whole_file(target) as temporary:

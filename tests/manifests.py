@@ -25,6 +25,8 @@ FOLDERS = sorted(
     if "components" not in path.relative_to(K8S).parts
 )
 WITHOUT_WORKLOAD = {"base", "storage", "overlays/storage-shared"}
+WORKLOADS = [folder for folder in FOLDERS if folder not in WITHOUT_WORKLOAD]
+_SIZES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def load(path: Path) -> list[Document]:
@@ -38,12 +40,17 @@ def tool(name: str) -> str:
     return found or pytest.skip(f"{name} is not installed")
 
 
-@cache
-def built_text(folder: str) -> str:
+def kustomized(folder: Path) -> str:
     """What `kubectl apply -k` would send, or a skip where there is no kubectl."""
-    finished = subprocess.run([tool("kubectl"), "kustomize", str(K8S / folder)], capture_output=True, text=True)
+    finished = subprocess.run([tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+@cache
+def built_text(folder: str) -> str:
+    """`kustomized` of a folder below k8s/."""
+    return kustomized(K8S / folder)
 
 
 def built(folder: str) -> list[Document]:
@@ -91,3 +98,9 @@ def environment(container: Document) -> dict[str, str]:
 def expanded(arguments: list[str], variables: dict[str, str]) -> list[str]:
     """Arguments with $(NAME) replaced as the kubelet does: unknown names stay."""
     return [re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), argument) for argument in arguments]
+
+
+def size_in_bytes(quantity: str) -> int:
+    """Bytes of a quantity such as 20Gi."""
+    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", quantity).groups()
+    return int(number) * _SIZES[unit]

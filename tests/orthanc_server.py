@@ -1,5 +1,6 @@
 """A real Orthanc with DICOMweb on loopback, for tests."""
 
+import base64
 import contextlib
 import json
 import shutil
@@ -15,6 +16,7 @@ import pydicom
 import pytest
 import requests
 from pydicom import uid
+from real_parts import missing
 
 PLUGINS = [Path(folder) / "libOrthancDicomWeb.so" for folder in ("/usr/share/orthanc/plugins", "/usr/lib/orthanc")]
 
@@ -26,9 +28,10 @@ def free_port() -> int:
 
 
 class Orthanc:
-    """A running server: C-STORE on `dicom_port`, REST on `http_port`."""
+    """A running server: C-STORE on `dicom_port`, REST on `http_port`; with a `user`, it asks for the password."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str = "", password: str = "") -> None:
+        self.user, self.password = user, password
         self.http_port, self.dicom_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
 
@@ -37,7 +40,8 @@ class Orthanc:
             "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
             "HttpPort": self.http_port, "DicomPort": self.dicom_port, "HttpBindAddresses": ["127.0.0.1"],
             # Version 1.10 listens on all addresses whatever is written above, and so has to refuse strangers.
-            "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+            "RemoteAccessAllowed": False, "AuthenticationEnabled": bool(self.user),
+            "RegisteredUsers": {self.user: self.password} if self.user else {},
             "DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False, "DicomCheckModalityHost": True,
             "DicomModalities": {"test": ["ROUNDTRIP", "127.0.0.1", self.dicom_port]},
             "OverwriteInstances": False, "Plugins": [str(plugin)],
@@ -46,7 +50,11 @@ class Orthanc:
 
     def get(self, path: str, data: bytes | None = None) -> bytes:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self.url}/{path}", data=data, timeout=10) as answer:
+        request = urllib.request.Request(f"{self.url}/{path}", data=data)
+        if self.user:
+            word = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {word}")
+        with opener.open(request, timeout=10) as answer:
             return answer.read()
 
     def file(self, sop_uid: str) -> bytes:
@@ -58,6 +66,7 @@ class Orthanc:
         client = pytest.importorskip("dicomweb_client", reason="dicomweb-client is not installed")
         session = requests.Session()
         session.trust_env = False  # no proxy stands between this machine and itself
+        session.auth = (self.user, self.password) if self.user else None
         return client.DICOMwebClient(f"{self.url}/dicom-web", session=session)
 
     def c_store(self, paths, *, title: str = "ROUNDTRIP") -> list[int]:
@@ -79,11 +88,11 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def running_orthanc(folder: Path) -> Iterator[Orthanc]:
+def running_orthanc(folder: Path, *, user: str = "", password: str = "") -> Iterator[Orthanc]:
     """Start a server that keeps its files in `folder`, or skip and say what is missing."""
-    program = shutil.which("Orthanc") or pytest.skip("Orthanc is not installed")
-    plugin = next(filter(Path.is_file, PLUGINS), None) or pytest.skip("orthanc-dicomweb is not installed")
-    server = Orthanc()
+    program = shutil.which("Orthanc") or missing("Orthanc is not installed")
+    plugin = next(filter(Path.is_file, PLUGINS), None) or missing("orthanc-dicomweb is not installed")
+    server = Orthanc(user, password)
     (folder / "orthanc.json").write_text(json.dumps(server.configuration(folder, plugin)))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([program, "orthanc.json"], cwd=folder, stdout=log, stderr=log)

@@ -15,6 +15,7 @@ from phantom_series import write_phantom_series
 from pod_simulator import Container, Pod, pod_of_folder, volume
 
 STORAGE = "ct-enhance-storage"
+TINY = {"preset": "tiny", "mixed_precision": "off"}
 
 
 def wait_until(condition: Callable[[], Any], container: Container, seconds: float = 900) -> None:
@@ -100,25 +101,28 @@ def killed_in_the_middle_of_a_save(engine: Any, storage: Path) -> None:
     assert same(weights(storage), expected)
 
 
+def with_tiny_weights(folder: Path) -> Path:
+    """The volume, with what a tiny training would have left on it."""
+    from tiny_workflows import write_tiny_weights  # MONAI takes seconds to import
+
+    (folder / "train").mkdir()
+    write_tiny_weights(folder / "train" / "model.pt", part="refiner", scale=0.01)
+    return volume(folder, 10001)
+
+
 def each_series_is_restored_by_exactly_one_index(engine: Any, folder: Path, *, indices: int = 3) -> None:
     """All indices at once on one volume; every series is done once, and a second round does nothing."""
     for number in range(7):
         write_phantom_series(
             folder / "volume" / "in" / f"scan{number}", patient=f"patient-{number}", slices=4, seed=number
         )
-    from tiny_workflows import write_tiny_weights  # MONAI takes seconds to import
-
-    (folder / "volume" / "train").mkdir()
-    write_tiny_weights(folder / "volume" / "train" / "model.pt", part="refiner", scale=0.01)
-    storage = volume(folder / "volume", 10001)
-    pods = [pod_of_folder("inference", index=index) for index in range(indices)]
+    storage = with_tiny_weights(folder / "volume")
+    pods = [
+        with_overrides(pod_of_folder("inference", index=index), "inference.yaml", **TINY) for index in range(indices)
+    ]
     assert {part for pod in pods for part in pod.argv if "/" in part and part[0].isdigit()} == {
         f"{index}/{indices}" for index in range(indices)
     }
-    tiny = "preset: tiny\nmixed_precision: 'off'\n"
-    for pod in pods:
-        for contents in pod.files.values():
-            contents["inference.yaml"] = tiny
     containers = [engine.start(pod, {STORAGE: storage}) for pod in pods]
     logs = []
     for container in containers:
@@ -137,15 +141,25 @@ def each_series_is_restored_by_exactly_one_index(engine: Any, folder: Path, *, i
     assert {key for series in listed for key in series} == set(done)
 
 
+def with_overrides(pod: Pod, name: str, **keys: Any) -> Pod:
+    """The same pod with these settings alone in its ConfigMap: networks and steps small enough for a test."""
+    return dataclasses.replace(pod, files={path: {name: yaml.safe_dump(keys)} for path in pod.files})
+
+
+def with_argument(pod: Pod, old: str, new: str) -> Pod:
+    """The same pod with another argument: where a server stands, what a test does not wait for."""
+    assert pod.argv.count(old) == 1, (old, pod.argv)
+    return dataclasses.replace(pod, argv=tuple(new if argument == old else argument for argument in pod.argv))
+
+
 def on_the_cpu(pod: Pod, *, processes: int) -> Pod:
     """A training for GPUs in so many processes on the CPU: its command, with the overrides of cpu-smoke, but tiny."""
     (smoke,) = pod_of_folder("overlays/cpu-smoke").files.values()
-    (path,) = pod.files
     argv = list(pod.argv)
     argv[argv.index("--nproc_per_node") + 1] = str(processes)
     tiny = {"backend": "gloo", "preset": "tiny", "patch_size": 32, "mixed_precision": "off"}
-    overrides = yaml.safe_dump(yaml.safe_load(smoke["train.yaml"]) | tiny)
-    return dataclasses.replace(pod, argv=tuple(argv), files={path: {"train.yaml": overrides}})
+    keys = yaml.safe_load(smoke["train.yaml"]) | tiny
+    return with_overrides(dataclasses.replace(pod, argv=tuple(argv)), "train.yaml", **keys)
 
 
 def several_processes_are_interrupted_and_go_on(engine: Any, storage: Path, pods: list[Pod], **settings: Any) -> None:
@@ -166,6 +180,7 @@ def several_processes_are_interrupted_and_go_on(engine: Any, storage: Path, pods
     wait_until(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.sha256")), containers[-1])
     containers[-1].signal(signal.SIGTERM)
     assert codes(containers) == [75] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)
+    assert all(one.last_line().startswith("error: ") and "again" in one.last_line() for one in containers)
     assert not (folder / "model.pt").exists()
     containers = start()
     assert codes(containers) == [0] * len(pods), "\n".join(one.log.read_text()[-3000:] for one in containers)

@@ -16,13 +16,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of
+from manifests import K8S, ROOT, built, config_map, expanded, ours, pods_of, size_in_bytes
+from real_parts import missing
 
 _NUMBER = itertools.count()
-_SIZES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,6 @@ class Pod:
         return dataclasses.replace(self, claims={key: value for key, value in self.claims.items() if key != path})
 
 
-def size_in_bytes(quantity: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", quantity).groups()
-    return int(number) * _SIZES[unit]
-
-
 def pod_of_folder(
     folder: str, *, index: int | None = None, cpus: int = 1, secrets: dict[str, str] | None = None
 ) -> Pod:
@@ -121,7 +115,7 @@ def pod_of_folder(
             empty[path] = size_in_bytes(volume["emptyDir"]["sizeLimit"])
     assert config_map(documents), "an overlay without overrides"
     return Pod(
-        argv=(*container["command"], *expanded(container["args"], variables)),
+        argv=(*container["command"], *expanded(container.get("args", []), variables)),
         variables=variables,
         claims=claims,
         files=files,
@@ -162,9 +156,9 @@ class Bubblewrap:
     name = "bubblewrap"
 
     def __init__(self, scratch: Path) -> None:
-        self.program = shutil.which("bwrap") or pytest.skip("bubblewrap is not installed (Debian: bubblewrap)")
+        self.program = shutil.which("bwrap") or missing("bubblewrap is not installed (Debian: bubblewrap)")
         if subprocess.run([self.program, "--ro-bind", "/", "/", "true"], capture_output=True).returncode:
-            pytest.skip("bubblewrap may not make namespaces on this machine")
+            missing("bubblewrap may not make namespaces on this machine")
         self.scratch, self.image = scratch, Image.read()
 
     def start(
@@ -262,7 +256,7 @@ class Podman:
     def __init__(self, scratch: Path, command: list[str], image: str, environment: dict[str, str]) -> None:
         self.scratch, self.command, self.image, self.environment = scratch, command, image, environment
 
-    def start(self, pod: Pod, claims: dict[str, Any], *, network: bool = False) -> Container:
+    def start(self, pod: Pod, claims: dict[str, Path]) -> Container:
         """Start a pod of the image."""
         number = next(_NUMBER)
         name = f"ct-enhance-test-{os.getpid()}-{number}"
@@ -271,19 +265,14 @@ class Podman:
             "--name",
             name,
             "--network",
-            "host" if network else "none",
+            "none",
             "--read-only",
             "--read-only-tmpfs=false",
         ]
         options += ["--user", f"{pod.user}:{pod.user}", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         options += ["--memory", str(pod.memory), "--entrypoint", pod.argv[0]]
         for path, claim in pod.claims.items():
-            volume = claims[claim]
-            if isinstance(volume, SmallVolume):
-                options += ["--tmpfs", f"{path}:rw,size={volume.size},mode=0777"]
-                options += [part for key, at in volume.data.items() for part in ("-v", f"{at}:{path}/{key}:ro")]
-            else:
-                options += ["-v", f"{volume}:{path}"]
+            options += ["-v", f"{claims[claim]}:{path}"]
         for path, contents in pod.files.items():
             folder = self.scratch / f"files-{number}-{len(contents)}"
             folder.mkdir(mode=0o755)

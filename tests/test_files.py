@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import BundleError, ExitCode
-from bundle.files import digest, file_digest, require_writable, whole_file, whole_folder, write_json
+from bundle.files import digest, file_digest, remove_parts, require_writable, whole_file, whole_folder, write_json
 
 
 class Stopped(BaseException):
@@ -72,6 +73,19 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
             assert first.exists()
     (other, mine) = everything(tmp_path)
     assert mine == "series" and other.startswith(".series.other."), "the next one of that name removes it"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    remove_parts(tmp_path / "nothing")
+    with whole_folder(tmp_path / "series") as temporary:
+        (temporary / "1.dcm").write_text("one")
+    with pytest.raises(Stopped), whole_folder(tmp_path / "killed") as temporary:
+        shutil.copytree(temporary, tmp_path / temporary.name.replace("killed", "left"))
+        raise Stopped
+    left, whole = everything(tmp_path)
+    assert left.startswith(".left.") and whole == "series"
+    remove_parts(tmp_path)
+    assert contents(tmp_path) == {"series/1.dcm": "one"} and everything(tmp_path) == ["series"]
 
 
 def test_an_interrupted_folder_leaves_the_old_one(tmp_path):

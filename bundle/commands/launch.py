@@ -1,7 +1,8 @@
 """`python -m bundle launch`: torchrun with our exit codes, and SIGTERM passed on.
 
-torchrun always ends with 1, whatever its workers returned. Each worker therefore leaves its own code in a folder
-that this process names, and the code of the whole is made of those. Standard library only.
+torchrun always ends with 1, whatever its workers returned, and its last words are a table of its own. Each worker
+therefore leaves its code and its error (`worker_notes`); the code of the whole is made of those, and the error that
+goes with it is said once more, last. Standard library only.
 """
 
 import itertools
@@ -13,11 +14,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bundle.commands.worker_notes import FOLDER_KEY, Note, notes_of_last_attempt, one_was_lost
 from bundle.errors import BundleError, ExitCode
 
-_FOLDER_KEY = "CT_ENHANCE_EXIT_CODES"
 # What torchrun waits for workers after SIGTERM; its 30 s would cut a validation or a large checkpoint off.
 _SHUTDOWN_KEY, _SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "240"
+# torchrun shares one store between its attempts; workers of the second would find the addresses of the first's there.
+_STORE_KEY = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 # Where one worker says what is wrong, the others only say that they were stopped: the first of these counts.
 _TELLING = (ExitCode.USER, ExitCode.IO, ExitCode.DEFECT)
@@ -46,17 +49,12 @@ def launch(arguments: Sequence[str], *, torchrun: Sequence[str] = _TORCHRUN) -> 
     if not any(option.startswith(("--rdzv", "--master", "--node", "--nnodes", "--standalone")) for option in options):
         options.append("--standalone")
     with tempfile.TemporaryDirectory(prefix="ct-enhance-") as folder:
-        environment = {_SHUTDOWN_KEY: _SHUTDOWN_SECONDS, **os.environ, _FOLDER_KEY: folder}
+        environment = {_SHUTDOWN_KEY: _SHUTDOWN_SECONDS, _STORE_KEY: "1", **os.environ, FOLDER_KEY: folder}
         status, stopped = _wait([*torchrun, *options, "-m", "bundle", *rest], environment)
-        return _exit_code(status, _last_attempt(Path(folder)), stopped=stopped)
-
-
-def note_exit_code(code: int) -> None:
-    """Leave a worker's exit code for the launcher; nothing where there is none."""
-    folder = os.environ.get(_FOLDER_KEY)
-    if folder:
-        attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
-        (Path(folder) / f"{attempt}.{rank}").write_text(str(int(code)))
+        code, line = _outcome(status, notes_of_last_attempt(Path(folder)), stopped=stopped)
+    if line:
+        print(line, file=sys.stderr)
+    return code
 
 
 def _wait(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
@@ -77,26 +75,21 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, 
             signal.signal(number, handler)
 
 
-def _last_attempt(folder: Path) -> dict[int, int]:
-    """Exit codes by rank of the last time that torchrun started the workers."""
-    found = [(tuple(map(int, path.name.split("."))), int(path.read_text())) for path in folder.iterdir()]
-    last = max((attempt for (attempt, _), _ in found), default=0)
-    return {rank: code for (attempt, rank), code in found if attempt == last}
-
-
-def _exit_code(status: int, codes: Mapping[int, int], *, stopped: bool) -> int:
+def _outcome(status: int, notes: Mapping[int, Note], *, stopped: bool) -> tuple[int, str]:
+    """The exit code of the whole, and the line that says why."""
+    lines = {note.code: note.line for note in reversed([*notes.values()])}  # of the first worker with that code
     if status == 0:
-        return max(codes.values(), default=0)  # 3, where series were refused
+        return max(lines, default=ExitCode.DONE), ""  # 3, where series were refused
     for telling in _TELLING:
-        if telling in codes.values():
-            return telling
-    if ExitCode.INTERRUPTED in codes.values() and (stopped or set(codes.values()) == {ExitCode.INTERRUPTED}):
-        return ExitCode.INTERRUPTED
+        if telling in lines:
+            return telling, lines[telling]
+    # Those who lose another say 75 too, but they were not all interrupted: that has to count.
+    all_interrupted = lines.keys() == {ExitCode.INTERRUPTED} and not one_was_lost(notes)
+    if ExitCode.INTERRUPTED in lines and (stopped or all_interrupted):
+        return ExitCode.INTERRUPTED, lines[ExitCode.INTERRUPTED]
     if stopped:
-        print("error: stopped before a checkpoint was written (run the same command again)", file=sys.stderr)
-        return ExitCode.INTERRUPTED
-    print("error: a process of this run was lost (out of memory?); run the same command again", file=sys.stderr)
-    return ExitCode.DEFECT
+        return ExitCode.INTERRUPTED, "error: stopped before a checkpoint was written (run the same command again)"
+    return ExitCode.DEFECT, "error: a process of this run was lost (out of memory?); run the same command again"
 
 
 def _is_elastic(options: Sequence[str]) -> bool:

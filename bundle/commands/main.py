@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib
+import io
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from bundle import __version__
+from bundle.commands.worker_notes import leave_note
 from bundle.errors import BundleError, ExitCode, InterruptedRun, report
 
 # Each is bundle/commands/NAME.py.
@@ -90,12 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     if command == "--version":
         return _print_version()
-    code = _reported(lambda: _dispatch(command, arguments[1:]))
-    if command == "run":
-        from bundle.commands.launch import note_exit_code
-
-        note_exit_code(code)
-    return code
+    return _reported(lambda: _dispatch(command, arguments[1:]), leave=leave_note if command == "run" else None)
 
 
 def ct_enhance(argv: Sequence[str] | None = None) -> int:
@@ -135,35 +132,49 @@ def _print_version() -> int:
     return ExitCode.DONE
 
 
-def _reported(action: Callable[[], int]) -> int:
-    """The action's exit code; an error becomes one line and the code that goes with it."""
-    with _sigterm_interrupts():
+def _reported(action: Callable[[], int], *, leave: Callable[[int, str], None] | None = None) -> int:
+    """The action's exit code; an error becomes one line and the code that goes with it. `leave` is told both."""
+    line = io.StringIO()
+    with _sigterm_interrupts() as settled:
         try:
-            return action()
+            code = action()
+            settled()
         except SystemExit as error:  # a config's own check; a text is its message
-            if isinstance(error.code, str):
-                print(error.code, file=sys.stderr)
-                return ExitCode.USER
-            return error.code or ExitCode.DONE
+            settled()
+            told = isinstance(error.code, str)
+            line.write(f"{error.code}\n" if told else "")
+            code = ExitCode.USER if told else int(error.code or ExitCode.DONE)
         except BaseException as error:
-            return report(error)
+            settled()
+            with contextlib.redirect_stderr(line):
+                code = report(error)
+        # In one piece: beside other processes, or when killed, half a line would be left.
+        sys.stderr.write(line.getvalue())
+        sys.stderr.flush()
+        if leave is not None:
+            leave(code, line.getvalue().strip())
+    return code
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM into InterruptedRun, so that files are closed and the exit code says `start again`.
 
-    A workflow that can checkpoint first installs its own handler over this one.
+    A workflow that can checkpoint first installs its own handler over this one. What is yielded makes SIGTERM mean
+    nothing until the end: the code is settled then, and a launcher's SIGTERM must not keep a worker from leaving it.
     """
 
     def interrupt(number: int, frame: object) -> None:
         raise InterruptedRun("stopped by SIGTERM")
 
+    def settled() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
+        yield lambda: None
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield settled
     finally:
         signal.signal(signal.SIGTERM, before)

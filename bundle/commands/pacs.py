@@ -10,6 +10,7 @@ import fcntl
 import json
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,8 +20,8 @@ from typing import Any
 
 from bundle.commands.run import run_workflow
 from bundle.configuration import bundle_root, flag
-from bundle.errors import BundleError, ExitCode
-from bundle.files import require_writable, whole_folder, write_json
+from bundle.errors import BundleError, ExitCode, InterruptedRun
+from bundle.files import remove_parts, require_writable, whole_folder, write_json
 from bundle.overrides import CommandLine, nearest, parse_command_line
 
 HELP = """\
@@ -44,7 +45,7 @@ OPTIONS: dict[str, Any] = {
     "url": None, "work_dir": None, "match": "", "settle_seconds": 120, "every_seconds": 0, "keep_files": "false",
 }  # fmt: skip
 _BATCH = 8  # series that are fetched before they are restored: the volume is small
-_RESTORED, _SENT, _REFUSED, _OURS = "restored", "sent", "refused", "derived by us"
+_SEEN, _RESTORED, _SENT, _REFUSED, _OURS = "seen", "restored", "sent", "refused", "derived by us"
 
 
 def pacs(arguments: Sequence[str], *, clock: Callable[[], float] = time.time) -> int:
@@ -100,14 +101,20 @@ class Worker:
             self.ledger = json.loads((self.folder / "ledger.json").read_text())
 
     def round(self) -> int:
-        """Send what is left over, then fetch, restore and send what is new."""
+        """Send what is left over, then fetch, restore and send what is new.
+
+        Raises:
+            InterruptedRun: after the series in hand, when SIGTERM came.
+        """
+        for name in ("in", "out"):
+            remove_parts(self.folder / name)  # half a series may be a lawful, shorter one
         self._send()  # what a killed worker had restored
         sent, refused = 0, 0
         while batch := self._fetch():
             self._restore(batch)
             sent += self._send()
             refused += sum(self.ledger[key]["state"] == _REFUSED for key in batch)
-        waiting = sum(entry["state"] == "seen" for entry in self.ledger.values())
+        waiting = sum(entry["state"] == _SEEN for entry in self.ledger.values())
         print(f"pacs: {sent} series sent, {refused} refused, {waiting} still growing", file=sys.stderr, flush=True)
         return ExitCode.PARTIAL if refused and not self.tolerant else ExitCode.DONE
 
@@ -124,15 +131,15 @@ class Worker:
                 self._note(series.key, state=_OURS)
                 continue
             if entry is None or entry["instances"] != series.instances:
-                self._note(series.key, state="seen", instances=series.instances, since=self.clock())
+                self._note(series.key, state=_SEEN, instances=series.instances, since=self.clock())
                 entry = self.ledger[series.key]
             settled = self.clock() - entry.get("since", 0) >= self.settle_seconds
-            if entry["state"] != "seen" or not settled:
+            if entry["state"] != _SEEN or not settled:
                 continue
             with whole_folder(self.folder / "in" / series.key) as target:
                 fetched = self.pacs.fetch(series, target)
             if fetched != series.instances:  # it grew meanwhile
-                self._note(series.key, state="seen", instances=fetched, since=self.clock())
+                self._note(series.key, state=_SEEN, instances=fetched, since=self.clock())
                 shutil.rmtree(self.folder / "in" / series.key)
                 continue
             batch.append(series.key)
@@ -156,6 +163,8 @@ class Worker:
             whole = [name for name in names if (self.folder / "out" / name / "dicom").is_dir()]
             if whole:
                 self._note(key, state=_RESTORED, parts=whole)
+                if len(whole) < len(names):
+                    self._say(key, f"{len(names) - len(whole)} of its {len(names)} volumes could not be restored")
             elif names:
                 self._refuse(key, "it could not be restored; see out/summary.json")
 
@@ -167,7 +176,7 @@ class Worker:
             "output_dir": str(self.folder / "out"),
             "tolerate_bad_series": True,
         }
-        with _own_sigterm():
+        with _signals_after():
             run_workflow(CommandLine(("inference",), options))
 
     def _send(self) -> int:
@@ -176,18 +185,20 @@ class Worker:
         for key, entry in list(self.ledger.items()):
             if entry["state"] != _RESTORED:
                 continue
-            for name in entry["parts"]:
-                files = sorted((self.folder / "out" / name / "dicom").glob("*.dcm"))
-                if files:
-                    number = self.pacs.store(files)
-                    print(f"pacs: series {key}: {number} images sent", file=sys.stderr, flush=True)
+            parts = [sorted((self.folder / "out" / name / "dicom").glob("*.dcm")) for name in entry["parts"]]
+            if not all(parts):
+                self._say(key, "restored files are gone; it is fetched again")
+                self._note(key, state=_SEEN)
+                continue
+            for files in parts:
+                self._say(key, f"{self.pacs.store(files)} images sent")
             self._note(key, state=_SENT)
             self._tidy(key, entry["parts"])
             sent += 1
         return sent
 
     def _refuse(self, key: str, reason: str) -> None:
-        print(f"pacs: series {key}: refused: {reason}", file=sys.stderr, flush=True)
+        self._say(key, f"refused: {reason}")
         self._note(key, state=_REFUSED, reason=reason)
         self._tidy(key, ())
 
@@ -195,6 +206,9 @@ class Worker:
         if not self.keep_files:
             for folder in (self.folder / "in" / key, *(self.folder / "out" / name for name in parts)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _say(self, key: str, what: str) -> None:
+        print(f"pacs: series {key}: {what}", file=sys.stderr, flush=True)
 
     def _note(self, key: str, **facts: Any) -> None:
         """Change a series' entry, on disk at once."""
@@ -224,13 +238,28 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Give SIGTERM back its meaning after a workflow that took it over."""
+def _signals_after() -> Iterator[None]:
+    """Give SIGTERM its meaning back after a workflow that took it over, also for one that came too late for it.
+
+    A workflow stops between two series; asked during its last one, it ends as if nobody had asked.
+
+    Raises:
+        InterruptedRun: when a signal to stop came and the workflow ended well.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        for end in (reading, writing):
+            end.setblocking(False)
+        former = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)  # told whoever handles the signal
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(former)
+            signal.signal(signal.SIGTERM, before)
+        with contextlib.suppress(BlockingIOError):
+            if {signal.SIGTERM, signal.SIGINT} & {*reading.recv(4096)}:
+                raise InterruptedRun("stopped between series; what is finished is kept")

@@ -30,7 +30,9 @@ def run_workflow(line: CommandLine, *, quiet: bool = False) -> int:
     set_exit_code(ExitCode.DONE)
     names = ", ".join(Path(file).name for file in line.config_files)
     if not quiet:
-        print(f"ct-enhance {__version__}: {run_id} with {names}", file=sys.stderr, flush=True)
+        # In one piece: print writes the end of the line by itself, and SIGTERM may come between.
+        sys.stderr.write(f"ct-enhance {__version__}: {run_id} with {names}\n")
+        sys.stderr.flush()
     # MONAI only warns of a key that is given twice, and the last one wins.
     os.environ.setdefault("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
     from monai.bundle import ConfigWorkflow

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,8 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         device: where the networks run.
 
     Raises:
-        BundleError: for an unknown mode or device, 'fp16' on a CPU (which has no fast one), CUDA where there is none.
+        BundleError: for an unknown mode or device, 'fp16' on a CPU, which has no fast float16, CUDA where there is none,
+            or a GPU that this build of torch was not compiled for.
     """
     kind = named_device(device).type
     mode = {True: "auto", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
@@ -51,6 +53,8 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         raise BundleError(f"mixed_precision must be one of {', '.join(MODES)}, not '{mode}'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BundleError("device 'cuda': torch finds no GPU here", hint="ask for a GPU node, or use --device cpu")
+    if kind == "cuda":
+        _require_kernels(device)
     if mode == "off":
         return Precision(kind, None)
     if kind == "cuda":
@@ -75,6 +79,22 @@ def named_device(device: torch.device | str) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise BundleError(f"device '{device}' is unknown", hint="use cpu, cuda or cuda:1") from error
+
+
+def _require_kernels(device: torch.device | str) -> None:
+    """Refuse a GPU that torch would find, and fail on at the first operation: builds drop old ones (V100: CUDA 13)."""
+    major, minor = torch.cuda.get_device_capability(device)
+    known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
+    for match in known:
+        # What is compiled runs on its generation from its own number on; `compute` is compiled when loaded.
+        of = (int(match[2]), int(match[3])) if match else (major, minor)  # AMD's names say nothing here
+        if of <= (major, minor) and (match is None or match[1] == "compute" or of[0] == major):
+            return
+    if known:
+        raise BundleError(
+            f"device 'cuda': this build of torch cannot run on a GPU of compute capability {major}.{minor}",
+            hint="install torch from another of PyTorch's indexes; that of CUDA 12.6 serves V100 (7.0)",
+        )
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -29,13 +29,18 @@ def start(backend: str = "auto", *, timeout_minutes: float = 60.0) -> None:
         timeout_minutes: how long a process waits for the others, for instance while rank 0 prepares the data.
 
     Raises:
-        BundleError: for an unknown backend.
+        BundleError: for an unknown backend, or for nccl without a GPU for this process.
     """
     if backend not in ("auto", "nccl", "gloo"):
         raise BundleError(f"backend '{backend}' is unknown", hint="use auto, nccl or gloo")
     if not _launched() or idist.get_world_size() > 1:
         return
     chosen = ("nccl" if torch.cuda.is_available() else "gloo") if backend == "auto" else backend
+    if chosen == "nccl" and torch.cuda.device_count() <= int(os.environ.get("LOCAL_RANK", "0")):
+        raise BundleError(
+            f"backend 'nccl': torch finds {torch.cuda.device_count()} GPUs here, fewer than there are processes",
+            hint="ask for a node with more, start fewer processes, or use --backend gloo",
+        )
     idist.initialize(chosen, timeout=datetime.timedelta(minutes=timeout_minutes))
 
 

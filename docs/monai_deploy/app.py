@@ -4,13 +4,20 @@ One operator around the bundle's own command, since the bundle reads and writes 
 """
 
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Operator, OperatorSpec
 
-from bundle.commands.main import ct_enhance
+# In a packaged application the bundle lies among the models, as `python -m bundle pack` wrote it.
+PACKED = Path(os.environ.get("HOLOSCAN_MODEL_PATH", "/opt/holoscan/models")) / "ct_enhancement"
+if PACKED.is_dir():
+    sys.path.insert(0, str(PACKED))
+
+from bundle.commands.main import ct_enhance  # noqa: E402
 
 DONE, PARTIAL = 0, 3  # see the bundle's README: 3, some series were refused or failed
 

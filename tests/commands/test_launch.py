@@ -10,20 +10,19 @@ from pathlib import Path
 import pytest
 from training_fixtures import ROOT, TINY, write_phantoms
 
-from bundle.commands import launch as module
-from bundle.commands.launch import launch, note_exit_code
+from bundle.commands.launch import launch
 from bundle.errors import BundleError
 
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Stands for torchrun: leaves the workers' codes as they would, waits when told to, and ends with 0 or 1."""
+    """Stands for torchrun: leaves the notes of two workers as they would, waits when told to, and ends with 0 or 1."""
 
-    def make(codes, *, wait=False):
+    def make(codes, *, wait=False, processes=2):
         script = tmp_path / "torchrun.py"
         script.write_text(
             textwrap.dedent(f"""
-            import os, signal, sys, time
+            import json, os, signal, sys, time
             open({str(tmp_path / "arguments")!r}, "w").write("\\n".join(sys.argv[1:]))
             if {wait}:
                 stop = []
@@ -32,7 +31,10 @@ def torchrun(tmp_path):
                 while not stop:
                     time.sleep(0.01)
             for name, code in {codes!r}.items():
-                open(os.path.join(os.environ["CT_ENHANCE_EXIT_CODES"], name), "w").write(str(code))
+                note = {{"code": code, "line": f"error: {{code}} of {{name}}", "processes": {processes}}}
+                with open(os.path.join(os.environ["CT_ENHANCE_EXIT_CODES"], name), "w") as file:
+                    json.dump(note, file)
+            print("=" * 60, file=sys.stderr)
             last = [c for n, c in {codes!r}.items() if n[0] == max(m[0] for m in {codes!r})]
             sys.exit(0 if last and all(c in (0, 3) for c in last) else 1)
             """)
@@ -42,22 +44,28 @@ def torchrun(tmp_path):
     return make
 
 
+LOST = "error: a process of this run was lost (out of memory?); run the same command again"
+
+
 @pytest.mark.parametrize(
-    "codes,expected",
+    "codes,expected,last_line",
     [
-        ({"0.0": 0, "0.1": 0}, 0),
-        ({"0.0": 3, "0.1": 0}, 3),
-        ({"0.0": 75, "0.1": 75}, 75),
-        ({"0.0": 75, "0.1": 2}, 2),
-        ({"0.0": 74, "0.1": 70}, 74),
-        ({"0.0": 70}, 70),
-        ({}, 70),
-        ({"0.0": 70, "1.0": 75, "1.1": 75}, 75),
-        ({"0.0": 70, "1.0": 0, "1.1": 0}, 0),
+        ({"0.0": 0, "0.1": 0}, 0, "=" * 60),
+        ({"0.0": 3, "0.1": 0}, 3, "=" * 60),
+        ({"0.0": 75, "0.1": 75}, 75, "error: 75 of 0.0"),
+        ({"0.0": 75, "0.1": 2}, 2, "error: 2 of 0.1"),
+        ({"0.0": 74, "0.1": 70}, 74, "error: 74 of 0.0"),
+        ({"0.0": 70}, 70, "error: 70 of 0.0"),
+        ({"0.1": 75}, 70, LOST),  # the other was killed
+        ({}, 70, LOST),
+        ({"0.0": 70, "1.0": 75, "1.1": 75}, 75, "error: 75 of 1.0"),
+        ({"0.0": 75, "0.1": 75, "1.1": 75}, 70, LOST),
+        ({"0.0": 70, "1.0": 0, "1.1": 0}, 0, "=" * 60),
     ],
 )
-def test_the_most_telling_code_of_the_last_attempt_is_returned(torchrun, codes, expected):
+def test_the_most_telling_code_of_the_last_attempt_is_returned(torchrun, capfd, codes, expected, last_line):
     assert launch(["--nproc_per_node", "2", "run", "training"], torchrun=torchrun(codes)) == expected
+    assert capfd.readouterr().err.splitlines()[-1] == last_line
 
 
 def test_arguments_are_passed_on(torchrun, tmp_path):
@@ -77,8 +85,9 @@ def test_without_a_command_it_says_what_is_missing():
         launch(["--nproc_per_node", "2"])
 
 
-def test_sigterm_reaches_torchrun_and_75_comes_back(torchrun, tmp_path):
-    command = [*torchrun({"0.0": 75, "0.1": 75}, wait=True)]
+@pytest.mark.parametrize("codes", [{"0.0": 75, "0.1": 75}, {"0.1": 75}, {}])
+def test_sigterm_reaches_torchrun_and_75_comes_back(torchrun, tmp_path, codes):
+    command = [*torchrun(codes, wait=True)]
     program = f"import sys; from bundle.commands.launch import launch; sys.exit(launch(['run'], torchrun={command!r}))"
     process = subprocess.Popen([sys.executable, "-c", program])
     while not (tmp_path / "ready").exists():
@@ -126,7 +135,7 @@ def wait_for_steps(process, folder, count):
 
 @pytest.mark.full
 def test_two_real_processes_are_stopped_go_on_and_survive_a_killed_worker(tmp_path):
-    """SIGTERM: a checkpoint and 75. Killed -9: torchrun starts both again, and the run ends with 0."""
+    """SIGTERM: a checkpoint and 75. Killed -9: 70; or torchrun starts both again, and the run ends with 0."""
     scans = write_phantoms(tmp_path / "scans")
     configs = "['configs/train.yaml','configs/multi_gpu.yaml']"
     keys = {**TINY, "batch_size": 1, "num_epochs": 4, "steps_per_epoch": 6, "checkpoint_every": 2, "val_interval": 9}
@@ -143,6 +152,10 @@ def test_two_real_processes_are_stopped_go_on_and_survive_a_killed_worker(tmp_pa
     assert first.wait(300) == 75
     stopped_at = max(steps(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint_step_{stopped_at}.pt.sha256").is_file()
+    killed = start()
+    wait_for_steps(killed, tmp_path / "run", stopped_at + 2)
+    os.kill(workers(killed.pid)[-1], signal.SIGKILL)
+    assert killed.wait(300) == 70
     second = start("--max_restarts", "1")
     wait_for_steps(second, tmp_path / "run", stopped_at + 4)
     os.kill(workers(second.pid)[-1], signal.SIGKILL)
@@ -155,13 +168,3 @@ def test_two_real_processes_are_stopped_go_on_and_survive_a_killed_worker(tmp_pa
         check=False,
     )
     assert refused.returncode == 2
-
-
-def test_a_worker_alone_leaves_no_code(monkeypatch, tmp_path):
-    monkeypatch.delenv("CT_ENHANCE_EXIT_CODES", raising=False)
-    note_exit_code(2)
-    monkeypatch.setenv("CT_ENHANCE_EXIT_CODES", str(tmp_path))
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    note_exit_code(75)
-    assert module._last_attempt(tmp_path) == {1: 75} and [path.name for path in tmp_path.iterdir()] == ["2.1"]

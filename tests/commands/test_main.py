@@ -10,7 +10,7 @@ import pytest
 import bundle
 from bundle.commands import main as module
 from bundle.commands.main import ct_enhance, main
-from bundle.errors import BundleError, ExitCode
+from bundle.errors import BundleError, ExitCode, InterruptedRun
 
 ROOT = Path(bundle.__file__).resolve().parents[1]
 
@@ -100,4 +100,20 @@ def test_sigterm_is_an_interrupted_run(capsys):
 
     assert module._reported(action) == 75
     assert "stopped by SIGTERM (run the same command again to go on)" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_does_not_keep_a_worker_from_leaving_its_code(capsys):
+    """torchrun sends it to all as soon as one has ended, when the others are about to say the same."""
+    before, left = signal.getsignal(signal.SIGTERM), []
+
+    def action():
+        raise InterruptedRun("another process of this run was lost")
+
+    def leave(code, line):
+        os.kill(os.getpid(), signal.SIGTERM)
+        left.append((code, line))
+
+    assert module._reported(action, leave=leave) == 75
+    assert left == [(75, capsys.readouterr().err.strip())] and "was lost" in left[0][1]
     assert signal.getsignal(signal.SIGTERM) == before

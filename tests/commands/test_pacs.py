@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +20,10 @@ from phantom_series import phantom_uid, write_phantom_series
 from tiny_workflows import ROOT, write_tiny_weights
 
 from bundle.commands.main import main
-from bundle.commands.pacs import pacs
+from bundle.commands.pacs import Worker, pacs
 from bundle.dicom.dicomweb import Pacs
 from bundle.errors import BundleError
+from bundle.restoration.evaluator import RestorationEvaluator
 
 
 @pytest.fixture
@@ -175,6 +177,48 @@ def test_a_killed_worker_leaves_nothing_half_sent(orthanc, weights, tmp_path):
     assert originals.items() <= images(orthanc).items()
 
 
+def test_what_a_killed_fetch_left_is_no_series(orthanc, weights, tmp_path, monkeypatch):
+    """Killed while it fetched: a part of a series is a lawful, shorter one, and must neither stay nor be restored."""
+    send(orthanc, tmp_path / "in", patient="whole", slices=6)
+    work = tmp_path / "work"
+    shutil.copytree(tmp_path / "in", work / "in" / ".gone.abc.part")
+    shutil.copytree(tmp_path / "in", work / "out" / ".gone.abc.part")
+    monkeypatch.setattr(Pacs, "series", lambda *_: iter(()))
+    assert pacs(arguments(f"{orthanc.url}/dicom-web", work, weights)) == 0
+    assert not list((work / "in").iterdir()) and not list((work / "out").iterdir())
+
+
+def test_sigterm_during_the_last_series_of_a_batch_ends_the_worker(orthanc, weights, tmp_path, monkeypatch, capsys):
+    send(orthanc, tmp_path / "a", patient="a", slices=4)
+    line = arguments(f"{orthanc.url}/dicom-web", tmp_path / "work", weights)
+    process = RestorationEvaluator.process
+
+    def asked(self, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        process(self, *given)
+
+    monkeypatch.setattr(RestorationEvaluator, "process", asked)
+    assert main(["pacs", *line]) == 75
+    assert "stopped between series" in capsys.readouterr().err and not derived(orthanc, "a")
+    (done,) = (tmp_path / "work" / "out").glob("*/dicom")
+    written = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    monkeypatch.setattr(RestorationEvaluator, "process", None)  # nothing is restored twice
+    monkeypatch.setattr(Worker, "_tidy", lambda *_: None)
+    assert main(["pacs", *line]) == 0
+    assert derived(orthanc, "a") and {path: path.stat().st_mtime_ns for path in done.iterdir()} == written
+
+
+def test_a_restored_series_whose_files_are_gone_is_not_taken_for_sent(orthanc, weights, tmp_path, monkeypatch, capsys):
+    send(orthanc, tmp_path / "a", patient="a", slices=4)
+    line = arguments(f"{orthanc.url}/dicom-web", tmp_path / "work", weights)
+    monkeypatch.setattr(Worker, "_send", lambda _: 0)
+    assert pacs(line) == 0
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "work" / "out")
+    assert pacs(line) == 0
+    assert "files are gone" in capsys.readouterr().err and derived(orthanc, "a")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("after_seconds", [8, 9, 10, 11, 12, 14])
 def test_a_worker_killed_anywhere_is_made_good_by_the_next(orthanc, weights, tmp_path, after_seconds):
@@ -186,6 +230,8 @@ def test_a_worker_killed_anywhere_is_made_good_by_the_next(orthanc, weights, tmp
     worker.kill()
     worker.wait()
     assert pacs(line) == 0
+    for name in ("in", "out"):
+        assert not list((tmp_path / "work" / name).glob(".*.part"))
     for patient in "ab":
         (result,) = derived(orthanc, patient).values()
         assert len(result) == 12

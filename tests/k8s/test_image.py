@@ -1,9 +1,11 @@
 """The Dockerfile: pinned, numeric user, signals, caches, and what goes to the builder."""
 
+import os
 import re
 import subprocess
 import tomllib
 
+import pytest
 from manifest_rules import DOCKERFILE, FINAL_STAGE
 from manifests import K8S, ROOT, tool
 
@@ -37,6 +39,18 @@ def test_builder_gets_what_the_installation_needs_and_nothing_else():
     needed = {"pyproject.toml", "constraints.txt", project["project"]["readme"], *requirements}
     assert sent == needed | {*project["project"]["license-files"], "bundle", "configs", "models"}
     assert [name for name in sent - {"models"} if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(("with_weights", "left"), [("true", {"model.pt", "model.json"}), ("false", {"model.json"})])
+def test_weights_are_in_the_image_when_asked_for(tmp_path, with_weights, left):
+    """The Dockerfile's own line, in a folder with weights, and in a checkout without any."""
+    line = re.search(r"^RUN (mkdir -p models .*?fi) \\$", DOCKERFILE.replace("\\\n    && if", "&& if"), re.M)[1]
+    environment = {**os.environ, "WITH_WEIGHTS": with_weights}
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, env=environment, check=True)
+    for name in ("model.pt", "model.json"):
+        (tmp_path / "models" / name).touch()
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, env=environment, check=True)
+    assert {path.name for path in (tmp_path / "models").iterdir()} == left
 
 
 def test_hadolint():

@@ -1,9 +1,9 @@
-"""The manifests: what a cluster would refuse, what no schema sees, and whether the commands are the bundle's."""
+"""The manifests: what a cluster would refuse, and what no schema sees."""
 
 import copy
+import json
 import re
-from functools import cache
-from pathlib import Path
+import shutil
 
 import pytest
 import yaml
@@ -11,26 +11,19 @@ from manifest_rules import problems
 from manifests import (
     FOLDERS,
     K8S,
-    OVERRIDES,
-    ROOT,
     WITHOUT_WORKLOAD,
+    WORKLOADS,
     built,
     built_text,
-    config_map,
-    environment,
-    expanded,
     jobs_of,
+    kustomized,
     load,
     ours,
     pods_of,
 )
 
-from bundle.commands import main, pacs
-from bundle.errors import BundleError
-from bundle.overrides import CommandLine, check_options, load_config, load_config_file, parse_command_line
+from bundle.overrides import load_config_file
 
-PET = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT")  # set by Kubeflow Trainer
-WORKLOADS = [folder for folder in FOLDERS if folder not in WITHOUT_WORKLOAD]
 # Kinds of operators, which Kubernetes' own schemas do not know.
 OPERATORS = {"JobSet": "JobsetV1alpha2JobSet", "TrainJob": "TrainerV1alpha1TrainJob"}
 OPERATORS |= {"TrainingRuntime": "TrainerV1alpha1TrainingRuntime"}
@@ -59,6 +52,19 @@ def test_a_folder_starts_one_workload_of_ours_and_never_holds_the_volume(folder)
     claims = [document["metadata"]["name"] for document in documents if document["kind"] == "PersistentVolumeClaim"]
     # kubectl delete -k of a workload must not take the data with it.
     assert ("ct-enhance-storage" in claims) == (folder in ("storage", "overlays/storage-shared"))
+
+
+@pytest.mark.parametrize("folder", WORKLOADS)
+def test_pods_at_once_share_a_node_or_the_volume(folder):
+    """A volume of one node keeps pods on others waiting for ever (Multi-Attach)."""
+    shared = "storage-shared" in (K8S / folder / "kustomization.yaml").read_text()
+    for job in (job for document in built(folder) for job in jobs_of(document)):
+        affinity = job["template"]["spec"].get("affinity", {}).get("podAffinity")
+        assert (affinity is not None) == (job.get("parallelism", 1) > 1 and not shared)
+        if affinity:
+            (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            assert term["labelSelector"]["matchLabels"].items() <= job["template"]["metadata"]["labels"].items()
 
 
 TRAIN, INFERENCE, NIGHTLY = "overlays/train-1gpu", "inference", "nightly"
@@ -106,99 +112,6 @@ def test_rules_find_what_is_spoiled(name):
     assert node[last] != value
     node[last] = value
     assert problems(document, documents) == [] != problems(spoiled, documents)
-
-
-# ---- commands -----------------------------------------------------------------------------------------------
-
-
-@cache
-def containers(folder):
-    """The containers of a folder that run the bundle."""
-    return [c for document in built(folder) for pod in pods_of(document) for c in ours(pod) if "args" in c]
-
-
-def run_line(folder, target):
-    """What `run` gets in a folder's container, with this checkout and the folder's overrides in their places."""
-    for name, text in config_map(built(folder)).items():
-        (target / name).write_text(text)
-    (container,) = containers(folder)
-    assert container["command"] == ["python", "-m", "bundle"] and container["args"][0] in main._COMMANDS
-    given = {"JOB_COMPLETION_INDEX": "0"} | {f"PET_{name}": "1" for name in PET}
-    arguments = expanded(container["args"], given | environment(container))
-    assert "$(" not in " ".join(arguments)
-    arguments = arguments[arguments.index("run") + 1 :]  # a launcher's own options stand before
-    arguments = [argument.replace("configs/", f"{ROOT}/configs/") for argument in arguments]
-    return parse_command_line([argument.replace(f"{OVERRIDES}/", f"{target}/") for argument in arguments])
-
-
-RUNNING = [folder for folder in WORKLOADS if folder not in ("interactive", "overlays/pacs")]
-LAUNCHED = [folder for folder in RUNNING if "multi" in folder or folder.endswith(("jobset", "trainjob"))]
-
-
-@pytest.mark.parametrize("folder", RUNNING)
-def test_every_option_exists_in_the_config(folder, tmp_path):
-    line = run_line(folder, tmp_path)
-    config = load_config(line.config_files)
-    assert len(line.positionals) == 1 and line.positionals[0] in config
-    check_options(line.options, config)
-    assert {"dataset_dir", "output_dir"} <= line.options.keys()
-    # The overrides are those of the config.
-    assert Path(line.config_files[0]).name == Path(line.options["args_file"]).name
-
-
-def test_the_worker_of_the_pacs_loop_takes_its_options(tmp_path):
-    (container,) = containers("overlays/pacs")
-    for name, text in config_map(built("overlays/pacs")).items():
-        (tmp_path / name).write_text(text)
-    command, *arguments = container["args"]
-    line = parse_command_line([argument.replace(OVERRIDES, str(tmp_path)) for argument in arguments])
-    assert command == "pacs" and not line.positionals
-    own = {key: value for key, value in line.options.items() if key in pacs.OPTIONS}
-    assert {"url", "work_dir", "settle_seconds"} == own.keys()
-    check_options(line.options.keys() - own.keys(), load_config([ROOT / "configs" / "inference.yaml"]))
-    assert line.options["weights_file"] == run_line("inference", tmp_path).options["weights_file"]
-    (service,) = [one for one in built("overlays/pacs") if one["kind"] == "Service"]
-    name, port = re.fullmatch(r"http://([\w-]+):(\d+)/dicom-web", own["url"]).groups()
-    assert service["metadata"]["name"] == name and int(port) in {one["port"] for one in service["spec"]["ports"]}
-
-
-@pytest.mark.parametrize("path", sorted(K8S.rglob("overrides/*.yaml")), ids=lambda p: p.relative_to(K8S).as_posix())
-def test_overrides_are_keys_of_the_config(path):
-    launched = f"overlays/{path.parents[1].name}" in LAUNCHED
-    files = [ROOT / "configs" / path.name] + [ROOT / "configs" / "multi_gpu.yaml"] * launched
-    check_options(load_config_file(path), load_config(files))
-
-
-def test_a_misspelt_option_is_found(tmp_path):
-    line = run_line("train", tmp_path)
-    with pytest.raises(BundleError, match="batch_size"):
-        check_options(CommandLine((), line.options | {"batchsize": 2}).options, load_config(line.config_files))
-
-
-def test_inference_takes_what_training_leaves_and_does_not_fail_for_one_bad_series(tmp_path):
-    training = run_line("train", tmp_path).options
-    for folder in ("inference", "overlays/inference", "nightly"):
-        inference = run_line(folder, tmp_path).options
-        assert inference["weights_file"] == f"{training['output_dir']}/model.pt"
-        assert str(inference["tolerate_bad_series"]).lower() == "true"
-        assert inference["preset"] == training["preset"]
-
-
-def test_the_smoke_test_writes_apart_from_the_real_training(tmp_path):
-    smoke = run_line("overlays/cpu-smoke", tmp_path).options
-    assert smoke["output_dir"] != run_line("train", tmp_path).options["output_dir"]
-    assert smoke["device"] == "cpu"
-
-
-def test_gpus_are_asked_for_by_their_overlays_only(tmp_path):
-    for folder in RUNNING:
-        (container,) = containers(folder)
-        asked = container["resources"]["limits"].get("nvidia.com/gpu", 0)
-        # Without a GPU the container then ends at once rather than spending days on a CPU.
-        options = run_line(folder, tmp_path).options
-        assert (asked > 0) == (options.get("device") == "cuda" or options.get("backend") == "nccl"), folder
-        # Each of several processes has a device of its own.
-        assert (folder in LAUNCHED) == ("launch" in container["args"]) == ("backend" in options)
 
 
 # ---- kustomize, schemas -------------------------------------------------------------------------------------
@@ -280,6 +193,33 @@ def test_models_of_the_operators_lose_a_misspelt_field():
     assert list(lost(jobset, parsed_by_model(jobset))) == ["/spec/failurePolicies"]
 
 
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of all folders, to change."""
+    return shutil.copytree(K8S, tmp_path / "k8s")
+
+
+def test_what_is_commented_out_builds(copied):
+    """The image's place and the node's GPU, as a user would switch them on."""
+    folder = copied / "overlays" / "train-1gpu"
+    head, mark, block = (folder / "kustomization.yaml").read_text().partition("# Where your image is:\n")
+    lines = [line.removeprefix("# ") for line in block.splitlines() if not line.startswith("# Which GPU")]
+    (folder / "kustomization.yaml").write_text("\n".join([head, mark, *lines]))
+    (pod,) = [pod for document in yaml.safe_load_all(kustomized(folder)) for pod in pods_of(document)]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "Tesla-V100-SXM2-16GB"}
+    assert pod["containers"][0]["image"].startswith("REGISTRY/ct-enhance:")
+
+
+def test_other_overrides_have_another_name(copied):
+    """A Job keeps the options that it was started with; the same ones have the same name in every build."""
+    text = kustomized(copied / "train")
+    assert text == built_text("train")
+    with (copied / "base" / "overrides" / "train.yaml").open("a") as file:
+        file.write("seed: 1\n")
+    names = [set(re.findall(r"ct-enhance-overrides-\w{10}", one)) for one in (text, kustomized(copied / "train"))]
+    assert [len(one) for one in names] == [1, 1] and names[0] != names[1]
+
+
 # ---- network ------------------------------------------------------------------------------------------------
 
 
@@ -315,5 +255,14 @@ def test_openings_are_for_pods_that_exist(folder):
             assert any(selector.items() <= one.items() for one in labels)
 
 
-def test_text_is_the_same_in_every_build():
-    assert re.search(r"ct-enhance-overrides-\w{10}", built_text("train"))
+def test_who_sends_to_the_pacs_gets_in():
+    """Scanners by DICOM, archives by DICOMweb: each port of the Service is open, and by HTTP only with a password."""
+    documents = built("overlays/pacs")
+    (service,) = [one for one in documents if one["kind"] == "Service"]
+    selector = service["spec"]["selector"]
+    policies = [one["spec"] for one in documents if one["kind"] == "NetworkPolicy"]
+    (own,) = [one for one in policies if one["podSelector"]["matchLabels"] == selector]
+    everybody = {port["port"] for rule in own["ingress"] if "from" not in rule for port in rule["ports"]}
+    assert everybody == {one["port"] for one in service["spec"]["ports"]} == {4242, 8042}
+    (settings,) = [one["data"]["orthanc.json"] for one in documents if "orthanc.json" in one.get("data", ())]
+    assert json.loads(settings)["AuthenticationEnabled"] is True

@@ -2,13 +2,16 @@
 
 import dataclasses
 import errno
+import json
 import re
 import signal
 
 import pod_cases as cases
 import pytest
+from manifests import ROOT
 from phantom_series import write_phantom_series
 from pod_simulator import Bubblewrap, SmallVolume, pod_of_folder, volume
+from test_docs import executed
 
 STORAGE = "ct-enhance-storage"
 
@@ -30,7 +33,9 @@ def storage(tmp_path):
 LOOK = """
 import os, socket
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(os.getuid(), os.getgid(), os.getgroups(), os.getpid(), status["CapEff"].strip(), status["NoNewPrivs"].strip())
+# Started by somebody else than root, groups of that user stay, without a name in the pod: 65534.
+groups = sorted({*os.getgroups()} - {65534, os.getgid()})
+print(os.getuid(), os.getgid(), groups, os.getpid(), status["CapEff"].strip(), status["NoNewPrivs"].strip())
 print(sorted(name for _, name in socket.if_nameindex()), os.getcwd(), os.environ["HOME"])
 places = "/ /opt/ct-enhance /opt/ct-enhance/bundle /workspace /workspace/overrides /workspace/storage /tmp /dev/shm"
 for path in places.split():
@@ -89,6 +94,8 @@ def test_no_gpu_on_the_node(engine, storage):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     ends(engine.start(pod_of_folder("overlays/train-1gpu"), {STORAGE: storage}), 2, "finds no GPU", "--device cpu")
+    several = engine.start(pod_of_folder("overlays/train-multi-gpu"), {STORAGE: storage})
+    ends(several, 2, "'nccl'", "finds 0 GPUs")
 
 
 @pytest.mark.full
@@ -124,6 +131,17 @@ def test_killed_in_the_middle_of_a_save(engine, storage):
 
 
 @pytest.mark.full
+def test_training_by_hand_in_the_interactive_pod(engine, storage):
+    """What docs/kubernetes.md says to kubectl exec, in a container as that pod has it."""
+    (argv,) = [words for words in executed(ROOT / "docs" / "kubernetes.md") if "training" in words]
+    pod = dataclasses.replace(pod_of_folder("interactive"), argv=tuple(argv))
+    (smoke,) = pod_of_folder("overlays/cpu-smoke").files.values()
+    container = engine.start(dataclasses.replace(pod, files={path: smoke for path in pod.files}), {STORAGE: storage})
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    assert (storage / "train" / "model.pt").is_file()
+
+
+@pytest.mark.full
 def test_processes_of_one_node(engine, storage):
     """train-multi-gpu as it is written, but two processes on the CPU in place of four GPUs."""
     pod = cases.on_the_cpu(pod_of_folder("overlays/train-multi-gpu"), processes=2)
@@ -148,10 +166,34 @@ def test_each_series_is_restored_by_exactly_one_index(engine, tmp_path):
     cases.each_series_is_restored_by_exactly_one_index(engine, tmp_path)
 
 
+@pytest.mark.full
+def test_a_night_restores_what_is_new(engine, tmp_path):
+    write_phantom_series(tmp_path / "volume" / "in" / "scan", slices=4)
+    storage = cases.with_tiny_weights(tmp_path / "volume")
+    night = cases.with_overrides(pod_of_folder("nightly"), "inference.yaml", **cases.TINY)
+    for number in range(2):
+        container = engine.start(night, {STORAGE: storage})
+        assert container.wait() == 0, container.log.read_text()[-3000:]
+        assert ("skipped" in container.log.read_text()) == (number == 1)
+    assert len(list((storage / "out").glob("*/dicom/*.dcm"))) == 4
+
+
+@pytest.mark.full
+def test_an_evaluation(engine, tmp_path):
+    write_phantom_series(tmp_path / "volume" / "targets" / "scan", slices=4)
+    storage = cases.with_tiny_weights(tmp_path / "volume")
+    keys = {**cases.TINY, "classical": ["gaussian"], "phantom": False}
+    pod = cases.with_overrides(pod_of_folder("evaluate"), "evaluate.yaml", **keys)
+    container = engine.start(pod, {STORAGE: storage})
+    assert container.wait() == 0, container.log.read_text()[-3000:]
+    rows = json.loads((storage / "evaluation" / "metrics.json").read_text())["rows"]
+    assert {"input", "restored", "gaussian"} <= {row["method"] for row in rows}
+
+
 def test_signals_reach_process_one(engine, storage):
     """SIGTERM to process 1 is lost unless a handler is set: the commands set one before they import anything slow."""
     pod = pod_of_folder("overlays/cpu-smoke")
     container = engine.start(pod, {STORAGE: storage})
-    cases.wait_until(lambda: "ct-enhance" in container.log.read_text(), container)
+    cases.wait_until(lambda: "train.yaml\n" in container.log.read_text(), container)
     container.signal(signal.SIGTERM)
     ends(container, 75, "SIGTERM")

@@ -78,6 +78,36 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, mode):
     assert caught.value.exit_code == 2
 
 
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((7, 0), CUDA_13, False),
+        ((7, 0), ["sm_50", "sm_60", "sm_70", "sm_75", "sm_90"], True),
+        ((7, 5), CUDA_13, True),
+        ((8, 9), CUDA_13, True),  # as 8.6
+        ((8, 0), ["sm_86"], False),
+        ((11, 0), ["sm_90"], False),
+        ((12, 1), CUDA_13, True),
+        ((13, 0), CUDA_13, True),  # compiled when loaded
+        ((9, 4), ["gfx942"], True),
+        ((7, 0), [], True),  # a build that does not say
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for_is_refused(monkeypatch, capability, built_for, runs):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    if runs:
+        assert resolve_precision("fp16", "cuda").dtype is FP16
+        return
+    with pytest.raises(BundleError, match=f"compute capability {capability[0]}.{capability[1]}") as caught:
+        resolve_precision("fp16", "cuda")
+    assert caught.value.exit_code == 2
+
+
 @pytest.mark.parametrize("mode", ["fp8", "", "BF16", "none"])
 def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
     with pytest.raises(BundleError, match="mixed_precision must be one of") as caught:

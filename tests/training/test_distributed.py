@@ -241,3 +241,13 @@ def test_alone_nothing_is_exchanged():
         pass
     with pytest.raises(BundleError, match="backend 'mpi' is unknown"):
         distributed.start("mpi")
+
+
+@pytest.mark.parametrize(("gpus", "rank"), [(0, 0), (2, 2)])
+def test_nccl_without_a_gpu_is_the_users_to_change(monkeypatch, gpus, rank):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with pytest.raises(BundleError, match=f"torch finds {gpus} GPUs here") as caught:
+        distributed.start("nccl")
+    assert caught.value.exit_code == ExitCode.USER
