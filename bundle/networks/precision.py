@@ -44,8 +44,8 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         device: where the networks run.
 
     Raises:
-        BundleError: for an unknown mode or device, 'fp16' on a CPU, which has no fast float16, CUDA where there is none,
-            or a GPU that this build of torch was not compiled for.
+        BundleError: for an unknown mode or device, 'fp16' on a CPU, which has no fast float16, CUDA where there is
+            none, or a GPU that this build of torch was not compiled for.
     """
     kind = named_device(device).type
     mode = {True: "auto", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
