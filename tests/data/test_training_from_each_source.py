@@ -90,9 +90,9 @@ def test_a_datalist_with_folds_of_pairs(tmp_path):
     path.write_text(json.dumps({"training": entries}))
     told, dataset = train(path, tmp_path, validation_fold=1, noise_realisations=0)
     assert told["cases"]["used"] == 2 and len(told["validation"]) == 1
-    item = dataset[0]
-    assert dataset.metadata(0)["degradation"] == "pair"
-    assert 20 < float((item["image"] - item["label"]).std()) < 40
+    item, told = dataset[0], dataset.metadata(0)
+    assert told["degradation"] == "pair"
+    assert 20 < float((item["image"] - item["label"]).std()) / told["contrast"] < 40
 
 
 def test_thick_slices_simulated_from_thin_ones(tmp_path):
