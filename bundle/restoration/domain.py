@@ -85,7 +85,8 @@ def domain_of(
     Raises:
         BundleError: under `strict`, when it is outside; says why.
     """
-    header = source.headers[0] if isinstance(source, Volume) else None
+    # Of a series brought onto thinner slices the source's: its thickness is what the weights were trained for.
+    header = source.source_headers[0] if isinstance(source, Volume) else None
     domain = judge(measure(source, header), ranges, objections=objections)
     if strict and not domain.inside:
         raise BundleError(

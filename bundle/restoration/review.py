@@ -11,6 +11,7 @@ from scipy import ndimage
 from bundle.metrics.consistency import slice_noise_inconsistency
 from bundle.metrics.noise import noise_level
 from bundle.metrics.residual import structure_in_residual
+from bundle.restoration.thick_again import ThickAgain
 
 LOW_FREQUENCY_PIXELS = 8.0  # standard deviation of the Gaussian that a change is averaged with
 LOW_FREQUENCY_BOUND_HU = 10.0  # local means that move further are no noise any more
@@ -26,9 +27,11 @@ class Review:
 
     Args:
         depth: number of slices.
+        again: of thin slices made of thick ones, whose local means rightly move: what makes them thick again.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, *, again: ThickAgain | None = None) -> None:
+        self._again = again
         self._sampled = set(np.unique(np.linspace(0, depth - 1, _SAMPLED_SLICES).round().astype(int)).tolist())
         self._pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._noise: list[tuple[float, float]] = []
@@ -55,7 +58,8 @@ class Review:
         self._voxels += change.size
         self._touchable += int(region.sum())
         self._beyond.append(int((np.abs(change) > max(NOISE_BOUND * noise, LEAST_BOUND_HU)).sum()))
-        self._low_frequency.append(low_frequency_shift(change, region))
+        compared = [(change, region)] if self._again is None else self._again.add(k, before_hu, after_hu, region)
+        self._low_frequency += [low_frequency_shift(difference, inside) for difference, inside in compared]
         if k in self._sampled:
             self._pairs.append((before_hu, after_hu, region))
 
@@ -68,14 +72,14 @@ class Review:
         """The numbers, HU unless the key says otherwise, and `warnings`: what is out of bounds, in words."""
         before, after = (np.array(levels, np.float32) for levels in zip(*self._noise, strict=True))
         structure = self._structure()
-        shift = max(self._low_frequency)
+        shift = max(self._low_frequency, default=None)
         found: dict[str, Any] = {
             "noise_hu_before": round(float(np.median(before)), 3),
             "noise_hu_after": round(float(np.median(after)), 3),
             "mean_change_hu": round(self._sum / self._voxels, 4),
             "largest_change_hu": round(self._largest, 2),
             "changed_fraction": round(self._changed / self._voxels, 4),
-            "low_frequency_shift_hu": round(shift, 3),
+            "low_frequency_shift_hu": None if shift is None else round(shift, 3),
             "voxels_beyond_bound": sum(self._beyond),
             "fraction_beyond_bound": round(sum(self._beyond) / max(self._touchable, 1), 7),
             "slices_most_beyond_bound": [int(k) for k in np.argsort(self._beyond)[::-1][:3] if self._beyond[k]],
@@ -110,9 +114,9 @@ def low_frequency_shift(change_hu: np.ndarray, region: np.ndarray) -> float:
     return float(np.quantile(np.abs(mean[region]), _QUANTILE))
 
 
-def _warnings(shift: float, structure: float | None) -> list[str]:
+def _warnings(shift: float | None, structure: float | None) -> list[str]:
     found = []
-    if shift > LOW_FREQUENCY_BOUND_HU:
+    if shift is not None and shift > LOW_FREQUENCY_BOUND_HU:
         found.append(f"local mean HU moved by up to {shift:.1f} HU (bound {LOW_FREQUENCY_BOUND_HU:g} HU)")
     if structure is not None and structure > STRUCTURE_BOUND:
         found.append(

@@ -26,6 +26,7 @@ from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.report import write_report
 from bundle.restoration.restored import RestoredSlices, SourceSlices
 from bundle.restoration.review import Review
+from bundle.restoration.thick_again import thick_again
 from bundle.restoration.uncertainty import Uncertainty, uncertainty_of, write_parametric_map
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class SaveRestored(Transform):
         """Write one series; the folder appears whole or not at all."""
         case: Case = data["case"]
         source: SourceSlices = data["image"].meta["volume"]
-        review = Review(source.shape[2])
+        review = Review(source.shape[2], again=thick_again(source) if self.card.task == "thin" else None)
         restored = RestoredSlices(
             source, _native(data["difference"], source), strength=self.strength, on_slice=review.add
         )
