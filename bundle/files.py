@@ -59,9 +59,12 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary folders that a killed process left; nobody else may be writing into `folder`."""
+    """Remove the temporary folders and files that a killed process left; nobody else may be writing into `folder`."""
     for leftover in folder.glob(".*.part"):
-        shutil.rmtree(leftover)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def write_json(target: Path, content: Any, *, private: bool = False) -> None:

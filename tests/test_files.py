@@ -82,8 +82,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with pytest.raises(Stopped), whole_folder(tmp_path / "killed") as temporary:
         shutil.copytree(temporary, tmp_path / temporary.name.replace("killed", "left"))
         raise Stopped
-    left, whole = everything(tmp_path)
-    assert left.startswith(".left.") and whole == "series"
+    (tmp_path / ".summary.json.123.part").write_text("{")
+    left, torn, whole = everything(tmp_path)
+    assert torn == ".summary.json.123.part" and left.startswith(".left.") and whole == "series"
     remove_parts(tmp_path)
     assert contents(tmp_path) == {"series/1.dcm": "one"} and everything(tmp_path) == ["series"]
 

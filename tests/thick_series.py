@@ -1,7 +1,8 @@
 """Thick series made of thin ones by the script that users have, for tests."""
 
-import importlib.util
 from pathlib import Path
+
+from script_modules import load_script
 
 from bundle.dicom.index import find_series
 from bundle.dicom.volume import Volume
@@ -12,10 +13,7 @@ LIDC = ROOT.parent / "shared" / "data" / "ct" / "lidc_0314"
 
 def degrade_series():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("degrade_series", ROOT / "scripts" / "degrade_series.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("degrade_series")
 
 
 def write_thick(source: Path, target: Path, thickness_mm: float) -> Volume:

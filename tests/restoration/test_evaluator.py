@@ -251,22 +251,27 @@ def two_series(tmp_path):
     return tmp_path / "in"
 
 
+def break_reading(monkeypatch, key, error):
+    """Have the reader fail on the series with that key."""
+    volume = CompactReader.get_data
+
+    def broken(self, image):
+        if image.key == key:
+            raise error
+        return volume(self, image)
+
+    monkeypatch.setattr(CompactReader, "get_data", broken)
+
+
 @pytest.mark.parametrize("read_ahead", [False, True])
 def test_an_unforeseen_error_in_one_series_is_kept_and_the_rest_goes_on(
     tmp_path, run, two_series, read_ahead, monkeypatch
 ):
     first = min(series.key for series in find_series(two_series).series)
-    volume = CompactReader.get_data
-
-    def broken(self, image):
-        if image.key == first:
-            raise ZeroDivisionError("by zero")
-        return volume(self, image)
-
     logs = tmp_path / "logs"
     logs.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(logs))
-    monkeypatch.setattr(CompactReader, "get_data", broken)
+    break_reading(monkeypatch, first, ZeroDivisionError("by zero"))
     run(two_series, read_ahead=read_ahead)
     assert exit_code() == ExitCode.DEFECT
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -284,14 +289,7 @@ def test_a_disk_that_fills_up_ends_the_run_also_while_the_next_series_is_read(
     tmp_path, run, two_series, read_ahead, monkeypatch
 ):
     last = max(series.key for series in find_series(two_series).series)
-    volume = CompactReader.get_data
-
-    def full(self, image):
-        if image.key == last:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return volume(self, image)
-
-    monkeypatch.setattr(CompactReader, "get_data", full)
+    break_reading(monkeypatch, last, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(RuntimeError) as raised:
         run(two_series, read_ahead=read_ahead)
     assert find_bundle_error(raised.value).exit_code == ExitCode.IO

@@ -1,19 +1,13 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from script_modules import load_script
 from training_fixtures import prepare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_data", ROOT / "scripts" / "bench_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("bench_data")
     module.PATCH, module.SLICES = 16, 4
     return module
 

@@ -1,16 +1,11 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import torch
+from script_modules import load_script
 
 from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_inference.py"
-SPEC = importlib.util.spec_from_file_location("bench_inference", SCRIPT)
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
+bench = load_script("bench_inference")
 
 
 def test_red_cnn_is_the_published_one():

@@ -1,19 +1,14 @@
 """Memory against the length of a study: the script on short ones, and that the length does not matter."""
 
-import importlib.util
-
 import pydicom
 import pytest
 from phantom_series import write_phantom_series
+from script_modules import load_script
 from thick_series import LIDC
-from tiny_workflows import ROOT
 
 from bundle.dicom.index import read_volume
 
-SCRIPT = ROOT / "scripts" / "bench_memory.py"
-SPEC = importlib.util.spec_from_file_location("bench_memory", SCRIPT)
-script = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(script)
+script = load_script("bench_memory")
 
 
 def measured(capsys, series, *options):

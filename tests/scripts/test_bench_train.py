@@ -1,12 +1,8 @@
 import argparse
-import importlib.util
-from pathlib import Path
 
-SPEC = importlib.util.spec_from_file_location(
-    "bench_train", Path(__file__).resolve().parents[2] / "scripts" / "bench_train.py"
-)
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
+from script_modules import load_script
+
+bench = load_script("bench_train")
 
 
 def test_ours_and_the_bare_loop_take_turns_on_equal_networks():

@@ -1,26 +1,16 @@
 """The calibration's curve: what is normal lies on the normal one."""
 
-import importlib.util
-import sys
-
 import numpy as np
 import pytest
 from scipy.special import erf
-from training_fixtures import ROOT
+from script_modules import load_script
 
 from bundle.restoration.registry import Calibration
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "scripts"))  # as when it is run: its neighbour is imported
-    try:
-        spec = importlib.util.spec_from_file_location("calibration_curve", ROOT / "scripts" / "calibration_curve.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return load_script("calibration_curve")
 
 
 def test_errors_of_the_calibrated_deviation_lie_on_the_normal_curve(script, tmp_path):

@@ -1,26 +1,20 @@
 """The calibration of the uncertainty: fits what makes intervals right, and says how right they are elsewhere."""
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from phantom_series import write_phantom_series
+from script_modules import load_script
 
 from bundle.degrade.slabs import ThickSlices
 from bundle.dicom.index import read_volume
 from bundle.restoration.registry import Calibration
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("describe_weights", ROOT / "scripts" / "describe_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("describe_weights")
 
 
 def series(script, *, seed, scale, floor, noise_hu, constant_hu=0.0, voxels=20000, samples=8):

@@ -1,23 +1,17 @@
 import hashlib
-import importlib.util
 import io
 import subprocess
 import tarfile
-from pathlib import Path
 
 import pytest
+from script_modules import load_script
 
 from bundle.errors import BundleError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("fetch_sample_data", ROOT / "scripts" / "fetch_sample_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("fetch_sample_data")
 
 
 def add(tar, name, content=b"slice", kind=tarfile.REGTYPE):

@@ -1,8 +1,8 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from script_modules import load_script
 
 from bundle.errors import BundleError
 
@@ -11,10 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_json_twins", ROOT / "scripts" / "make_json_twins.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("make_json_twins")
 
 
 def test_the_configs_twins_are_up_to_date(script):

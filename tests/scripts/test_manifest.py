@@ -1,11 +1,11 @@
 """The manifest of the shipped weights' series: sides, keys and checksums."""
 
-import importlib.util
 import json
 
 import pytest
 import yaml
 from phantom_series import write_phantom_series
+from script_modules import load_script
 from training_fixtures import ROOT
 
 from bundle.dicom.index import read_volume
@@ -16,10 +16,7 @@ MANIFEST = ROOT / "models" / "manifest.json"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("manifest", ROOT / "scripts" / "manifest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("manifest")
 
 
 def names(side):

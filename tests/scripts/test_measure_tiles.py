@@ -1,11 +1,10 @@
 """What tiles cost: the script on a small volume; with the shipped weights, borders are below what storing rounds."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 from phantom_series import phantom_hu, write_phantom_series
+from script_modules import load_script
 from tiny_workflows import ROOT, write_tiny_weights
 
 from bundle.dicom.index import read_volume
@@ -14,10 +13,7 @@ from bundle.networks.weights import load_weights
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
 
-SCRIPT = ROOT / "scripts" / "measure_tiles.py"
-SPEC = importlib.util.spec_from_file_location("measure_tiles", SCRIPT)
-script = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(script)
+script = load_script("measure_tiles")
 CRLM = ROOT.parent / "shared" / "data" / "ct" / "crlm_1004"
 ROUNDING_HU = 0.25  # mean absolute error of rounding to whole HU, as stored values are
 

@@ -1,23 +1,16 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from script_modules import load_script
 
 from bundle.errors import BundleError
 from bundle.networks.presets import build_restorer
 from bundle.networks.weights import load_weights
 from bundle.training.handlers import save_weights
 
-PATH = Path(__file__).resolve().parents[2] / "scripts" / "pack_weights.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("pack_weights", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pack_weights")
 
 
 def test_the_denoiser_is_rounded_and_nothing_else(script, tmp_path):

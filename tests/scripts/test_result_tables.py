@@ -1,10 +1,10 @@
 """What the model card shows is what was measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from script_modules import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = ROOT / "models" / "README.md"
@@ -12,10 +12,7 @@ CARD = ROOT / "models" / "README.md"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "scripts" / "result_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("result_tables")
 
 
 def metrics(**values):

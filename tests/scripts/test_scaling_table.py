@@ -1,21 +1,17 @@
 """The page shows what the script calculates, and the calculation behaves."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from script_modules import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def scaling():
-    spec = importlib.util.spec_from_file_location("scaling_table", ROOT / "scripts" / "scaling_table.py")
-    module = importlib.util.module_from_spec(spec)
-    __import__("sys").modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scaling_table")
 
 
 def test_the_page_shows_this_table(scaling):

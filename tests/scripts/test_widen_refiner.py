@@ -1,25 +1,18 @@
 """Former weights keep their function in today's refiner."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from script_modules import load_script
 
 from bundle.errors import BundleError
 from bundle.networks import refiner as module
 from bundle.networks.presets import PRESETS
 from bundle.networks.refiner import Refiner
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("widen_refiner", ROOT / "scripts" / "widen_refiner.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("widen_refiner")
 
 
 def inputs():
