@@ -222,7 +222,8 @@ def main() -> int:
     best = {name: min(values) for name, values in seconds.items()}
     reference = next(iter(best))
     print(
-        f"512 x 512 slices of {what}; {platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}"
+        f"512 x 512 slices of {what}; {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, 1 thread, "
+        f"torch {torch.__version__}"
     )
     print(f"best of {arguments.rounds} interleaved rounds\n")
     print("| method | s per slice | times our 1 step |\n|---|--:|--:|")

@@ -5,7 +5,6 @@ by that: the thick slices follow from it exactly, and a cubic spline through the
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -47,8 +46,7 @@ def cubic(volume_hu: np.ndarray, slabs: ThickSlices, *, step_mm: float) -> np.nd
 
 
 def _cubic(problem: Problem) -> np.ndarray:
-    found: list[dict[str, Any]] = [step for step in problem.degradation if step["kind"] == THICK_SLICES]
-    if not found:
+    slabs = problem.slabs
+    if slabs is None:
         raise BundleError("the series' slices were not made thicker: they are as thick as asked for, or more")
-    slabs = ThickSlices(**{key: value for key, value in found[0].items() if key != "kind"})
     return cubic(problem.degraded_hu, slabs, step_mm=problem.spacing_mm[2])

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bundle.degrade.composition import THICK_SLICES
+from bundle.degrade.slabs import ThickSlices
 from bundle.errors import BundleError
 from bundle.metrics.noise import noise_level
 
@@ -34,6 +36,14 @@ class Problem:
     def noise_hu(self) -> float:
         """Noise level of the poor series, measured on itself, the mean over slices."""
         return float(np.mean(noise_level(self.degraded_hu)))
+
+    @property
+    def slabs(self) -> ThickSlices | None:
+        """The thick slices that were made of its thin ones; None where none were."""
+        for step in self.degradation:
+            if step["kind"] == THICK_SLICES:
+                return ThickSlices(**{key: value for key, value in step.items() if key != "kind"})
+        return None
 
 
 @dataclass(frozen=True)

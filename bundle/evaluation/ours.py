@@ -10,6 +10,7 @@ import torch
 from bundle.evaluation.methods import Estimate, Method, Problem
 from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
+from bundle.restoration.data_consistency import DataConsistency
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.uncertainty import Uncertainty
@@ -44,7 +45,8 @@ def our_methods(
     def restore(problem: Problem, chosen: RestorationInferer) -> np.ndarray:
         volume = torch.from_numpy(problem.degraded_hu)[None, None].to(device)
         spacing_mm = torch.tensor(problem.spacing_mm, dtype=torch.float32)[None].to(device)
-        return chosen(volume, network, spacing_mm=spacing_mm)[0, 0].float().cpu().numpy()
+        restored = chosen(volume, network, spacing_mm=spacing_mm)[0, 0].float().cpu().numpy()
+        return consistent(problem, restored) if card.task == "thin" else restored
 
     def average(problem: Problem) -> Estimate:
         """Mean and calibrated deviation of the draws, as `run inference` gives them."""
@@ -57,7 +59,8 @@ def our_methods(
             deviation[..., piece.slices] = piece.deviation
         scale, floor_hu = card.calibration.factors(noise_level(problem.degraded_hu), samples=averaged_samples)
         calibrated = Uncertainty(deviation.numpy(), scale=scale, floor_hu=floor_hu)
-        return Estimate(mean.numpy(), np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
+        restored = consistent(problem, mean.numpy()) if card.task == "thin" else mean.numpy()
+        return Estimate(restored, np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
 
     def without(part: str) -> Method:
         def ablated(problem: Problem) -> np.ndarray:
@@ -88,6 +91,15 @@ def our_methods(
         what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
         methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))
     return [*methods, without("denoiser"), without("refiner")]
+
+
+def consistent(problem: Problem, restored_hu: np.ndarray) -> np.ndarray:
+    """Thin slices (H, W, D) that give the problem's thick ones again, as `run inference` writes them."""
+    if problem.slabs is None:
+        return restored_hu
+    count, step_mm = restored_hu.shape[2], problem.spacing_mm[2]
+    consistency = DataConsistency.of_slabs(problem.slabs, count=count, step_mm=step_mm)
+    return restored_hu + consistency.change(restored_hu - problem.degraded_hu, problem.degraded_hu)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
+from bundle.restoration.data_consistency import make_consistent
 from bundle.restoration.domain import Domain, domain_of
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
@@ -85,6 +86,7 @@ class LoadedRestorer:
         self.device = torch.device(parser.get_parsed_content("device"))
         self.strength = checked_number("strength", parser.get_parsed_content("strength"), float, low=0, high=1)
         self.calibration = card.calibration
+        self.consistent: bool = parser.get_parsed_content("consistent")
         self._domain = functools.partial(
             domain_of,
             ranges=card.domain,
@@ -148,7 +150,7 @@ class LoadedRestorer:
         source = image.meta["volume"]
         domain = self._domain(source)
         padding = source.padding_mask if isinstance(source, Volume) else None
-        restoration = self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key)
+        restoration = self._restore(image, image[0].numpy(), padding_mask=padding, key=case.key, source=source)
         if isinstance(source, NiftiSource):
             restored_hu, affine = source.as_in_file(restoration.restored_hu)
             deviation = restoration.uncertainty_hu
@@ -164,6 +166,7 @@ class LoadedRestorer:
         *,
         padding_mask: np.ndarray | None = None,
         key: str = "",
+        source: Volume | NiftiSource | None = None,
         progress: bool = False,
     ) -> Restoration:
         prepared = self._prepare({"image": image})["image"]
@@ -181,6 +184,8 @@ class LoadedRestorer:
                 if bar is not None:
                     bar.update(piece.difference.shape[-1])
         native = self._native(maps, prepared)
+        if self.consistent and source is not None:
+            make_consistent(native[0], source)
         restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
         uncertainty = self._uncertainty(native, volume_hu, padding_mask) if deviation else None
         return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)

@@ -25,6 +25,7 @@ from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.networks.restorer import Restorer
 from bundle.pages import Scratch, let_go
 from bundle.progress import Progress
+from bundle.restoration.behind import Behind, Rest
 from bundle.restoration.domain import domain_of
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.outputs import RunOutput
@@ -43,7 +44,7 @@ class SeriesEvaluator(SupervisedEvaluator):
         network: the Restorer.
         inferer: HU to HU.
         verb: what is being done, for the progress bar.
-        read_ahead: read the next series while one is worked on; two are in memory then.
+        pipelined: read the next series and write the one before while one is worked on; three are on disk then.
         val_handlers: MONAI or Ignite handlers.
     """
 
@@ -57,12 +58,12 @@ class SeriesEvaluator(SupervisedEvaluator):
         network: Restorer,
         inferer: RestorationInferer,
         verb: str,
-        read_ahead: bool = False,
+        pipelined: bool = False,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         inferer.require_fit(network)
         loader: Any = DataLoader(dataset, batch_size=1, collate_fn=single)
-        if read_ahead:
+        if pipelined:
             source = cast(Any, dataset)  # MONAI's type is its own Dataset, its code takes torch's
             loader = ThreadDataLoader(source, buffer_size=1, batch_size=1, collate_fn=single)
         super().__init__(
@@ -78,9 +79,10 @@ class SeriesEvaluator(SupervisedEvaluator):
         self.verb = verb
         self.stop_asked = threading.Event()
         self.defect = False  # whether a series failed by one of ours
+        self._behind = Behind(self._tell, threaded=pipelined)
 
-    def process(self, case: Case, data: Mapping[str, Any]) -> None:
-        """Do the work on one series."""
+    def process(self, case: Case, data: Mapping[str, Any]) -> Rest | None:
+        """Do the work on one series; returns the part of it that can be done while the next is worked on."""
         raise NotImplementedError
 
     def skip(self, case: Case) -> None:
@@ -99,7 +101,10 @@ class SeriesEvaluator(SupervisedEvaluator):
         self._progress = Progress(self.verb, total=len(self.data_loader), unit="volume")  # type: ignore[arg-type]
         try:
             with stops_between_series(self.stop_asked):
-                super().run(global_epoch)
+                try:
+                    super().run(global_epoch)
+                finally:
+                    self._behind.wait()
         finally:
             self._progress.close()
 
@@ -122,14 +127,21 @@ class SeriesEvaluator(SupervisedEvaluator):
         try:
             if "failure" in batchdata:
                 raise batchdata["failure"]
-            self.process(case, batchdata["data"])
+            rest = self.process(case, batchdata["data"])
         except Exception as error:
-            known = failure_of(error)
-            self.defect |= known.exit_code == ExitCode.DEFECT
-            self.fail(case, known)
-            logger.warning("series %s: %s", case.key, known)
+            self._tell(case, error)
         else:
+            self._behind.hand_over(case, rest or (lambda: None))
+
+    def _tell(self, case: Case, error: Exception | None) -> None:
+        """Say and count what came of a series; raises the error of one that all others would share."""
+        if error is None:
             logger.info("series %s: done", case.key)
+            return
+        known = failure_of(error)
+        self.defect |= known.exit_code == ExitCode.DEFECT
+        self.fail(case, known)
+        logger.warning("series %s: %s", case.key, known)
 
 
 @contextlib.contextmanager
@@ -205,8 +217,8 @@ class RestorationEvaluator(SeriesEvaluator):
         if self.defect:
             set_exit_code(ExitCode.DEFECT)
 
-    def process(self, case: Case, data: Mapping[str, Any]) -> None:
-        """Restore one series and write it.
+    def process(self, case: Case, data: Mapping[str, Any]) -> Rest:
+        """Restore one series; the rest is to write it.
 
         Raises:
             BundleError: under `strict_domain`, when the series is outside the weights' domain.
@@ -223,7 +235,7 @@ class RestorationEvaluator(SeriesEvaluator):
             finished["deviation"] = MetaTensor(deviation, meta=image.meta)
             method = cast(Restorer, self.network).process.method
             finished["calibrated"] = self.card.calibrates(method, steps=self.inferer.steps)
-        self.finish({**finished, "domain": domain})
+        return lambda: self.finish({**finished, "domain": domain})
 
     def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Difference and deviation, HU (1, H, W, D): half precision where they need no resampling."""

@@ -18,6 +18,7 @@ from bundle.dicom.volume import Volume
 from bundle.dicom.writer import Derivation, write_derived_series
 from bundle.files import whole_folder
 from bundle.pages import Scratch
+from bundle.restoration.data_consistency import make_consistent
 from bundle.restoration.domain import Domain
 from bundle.restoration.loading import turned_to
 from bundle.restoration.nifti import NiftiSource, write_nifti
@@ -49,6 +50,7 @@ class SaveRestored(Transform):
         card: what is known of the weights; calibrates the uncertainty.
         num_samples: how many draws the difference is the mean of.
         report: also write report.html.
+        data_consistency: thin slices average to the thick ones that they came from.
         scratch: where what is written of the uncertainty lies until then.
     """
 
@@ -64,6 +66,7 @@ class SaveRestored(Transform):
         card: WeightsCard = NO_CARD,
         num_samples: int = 1,
         report: bool = False,
+        data_consistency: bool = False,
         scratch: Scratch | None = None,
     ) -> None:
         named_syntax(transfer_syntax)  # a wrong name ends the run before any work is done
@@ -76,6 +79,7 @@ class SaveRestored(Transform):
         self.card = card
         self.num_samples = num_samples
         self.report = report
+        self.data_consistency = data_consistency
         self.scratch = scratch or Scratch()
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +87,10 @@ class SaveRestored(Transform):
         case: Case = data["case"]
         source: SourceSlices = data["image"].meta["volume"]
         review = Review(source.shape[2], again=thick_again(source) if self.card.task == "thin" else None)
-        restored = RestoredSlices(
-            source, _native(data["difference"], source), strength=self.strength, on_slice=review.add
-        )
+        difference = _native(data["difference"], source)
+        if self.data_consistency:
+            make_consistent(difference, source)
+        restored = RestoredSlices(source, difference, strength=self.strength, on_slice=review.add)
         domain: Domain | None = data.get("domain")
         uncertainty = self._uncertainty(data, restored, review)
         described = self._describe(case, source, review, domain, uncertainty)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bundle.dicom.elements import Unusable, decimals
 from bundle.dicom.volume import Volume
+from bundle.restoration.data_consistency import slabs_of
 from bundle.restoration.restored import SourceSlices
 
 
@@ -58,11 +58,9 @@ class ThickAgain:
 
 def thick_again(source: SourceSlices) -> ThickAgain | None:
     """What checks a series brought onto thinner slices; None for one that was not, or says not how thick it is."""
-    if not isinstance(source, Volume) or not source.resampled:
+    slabs = slabs_of(source)
+    if slabs is None:
         return None
-    try:
-        thickness_mm = decimals(source.source_headers[0], "SliceThickness", count=1)[0]
-    except Unusable:
-        return None
+    assert isinstance(source, Volume)
     exact = [k for k in range(source.shape[2]) if source.is_true_slice(k)]
-    return ThickAgain(exact, thickness=thickness_mm / source.spacing_mm[2], depth=source.shape[2])
+    return ThickAgain(exact, thickness=slabs.thickness_mm / source.spacing_mm[2], depth=source.shape[2])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from phantom_series import phantom_hu
 
+from bundle.degrade.slabs import ThickSlices
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.ours import our_methods
 from bundle.metrics.noise import noise_level
@@ -89,3 +90,21 @@ def test_a_row_of_mirror_images(rows):
     spacing_mm = torch.tensor(PROBLEM.spacing_mm, dtype=torch.float32)[None]
     np.testing.assert_array_equal(found.restore(PROBLEM), expected(volume, network, spacing_mm=spacing_mm)[0, 0])
     assert not np.array_equal(found.restore(PROBLEM), methods["restored"].restore(PROBLEM))
+
+
+def test_weights_for_thin_slices_keep_the_thick_ones(rows):
+    network, methods = rows
+    slabs = ThickSlices(thickness_mm=7.5)
+    steps = ({"kind": "thick_slices", "thickness_mm": 7.5},)
+    target = phantom_hu(slices=9, size=64)
+    problem = Problem("key", slabs.apply(target, step_mm=2.5), target, (0.8, 0.8, 2.5), steps)
+    options = {"device": torch.device("cpu"), "averaged_samples": 2, "averaged_steps": 3}
+    inferer = RestorationInferer(mixed_precision="off")
+    thin = our_methods(network, inferer, **options, card=dataclasses.replace(NO_CARD, task="thin"))
+    averages = slabs.slab_weights(9, 2.5)
+    for method in thin[1:]:
+        kept = method.estimate(problem).volume_hu
+        plain = methods[method.name].estimate(problem).volume_hu
+        np.testing.assert_allclose(kept @ averages.T, target @ averages.T, atol=0.01)
+        assert np.abs((plain - target) @ averages.T).max() > 0.1
+        assert np.linalg.norm(kept - target) < np.linalg.norm(plain - target)
