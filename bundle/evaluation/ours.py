@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from bundle.evaluation.interpolation import consistent
 from bundle.evaluation.methods import Estimate, Method, Problem
 from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
-from bundle.restoration.data_consistency import DataConsistency
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.uncertainty import Uncertainty
@@ -28,6 +28,7 @@ def our_methods(
     averaged_steps: int = 4,
     averaged_flips: int = 0,
     card: WeightsCard = NO_CARD,
+    data_consistency: bool = False,
 ) -> list[Method]:
     """Return the rows of our model.
 
@@ -40,13 +41,14 @@ def our_methods(
         averaged_steps: steps of those draws.
         averaged_flips: mirror images that one step is averaged over for a row; 0 for no such row.
         card: how the deviation of those draws is calibrated.
+        data_consistency: thin slices average to the thick ones that they came from.
     """
 
     def restore(problem: Problem, chosen: RestorationInferer) -> np.ndarray:
         volume = torch.from_numpy(problem.degraded_hu)[None, None].to(device)
         spacing_mm = torch.tensor(problem.spacing_mm, dtype=torch.float32)[None].to(device)
         restored = chosen(volume, network, spacing_mm=spacing_mm)[0, 0].float().cpu().numpy()
-        return consistent(problem, restored) if card.task == "thin" else restored
+        return consistent(problem, restored) if data_consistency else restored
 
     def average(problem: Problem) -> Estimate:
         """Mean and calibrated deviation of the draws, as `run inference` gives them."""
@@ -59,7 +61,7 @@ def our_methods(
             deviation[..., piece.slices] = piece.deviation
         scale, floor_hu = card.calibration.factors(noise_level(problem.degraded_hu), samples=averaged_samples)
         calibrated = Uncertainty(deviation.numpy(), scale=scale, floor_hu=floor_hu)
-        restored = consistent(problem, mean.numpy()) if card.task == "thin" else mean.numpy()
+        restored = consistent(problem, mean.numpy()) if data_consistency else mean.numpy()
         return Estimate(restored, np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
 
     def without(part: str) -> Method:
@@ -91,15 +93,6 @@ def our_methods(
         what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
         methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))
     return [*methods, without("denoiser"), without("refiner")]
-
-
-def consistent(problem: Problem, restored_hu: np.ndarray) -> np.ndarray:
-    """Thin slices (H, W, D) that give the problem's thick ones again, as `run inference` writes them."""
-    if problem.slabs is None:
-        return restored_hu
-    count, step_mm = restored_hu.shape[2], problem.spacing_mm[2]
-    consistency = DataConsistency.of_slabs(problem.slabs, count=count, step_mm=step_mm)
-    return restored_hu + consistency.change(restored_hu - problem.degraded_hu, problem.degraded_hu)
 
 
 @contextlib.contextmanager

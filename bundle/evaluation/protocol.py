@@ -58,6 +58,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         seed: of the phantom's noise.
         training_file: the training run's data.json, to say which series were trained on; may be missing.
         card: what is known of the weights: with it, samples are drawn as `run inference` draws them.
+        data_consistency: thin slices average to the thick ones that they came from.
         **others: as for SeriesEvaluator.
     """
 
@@ -76,6 +77,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         seed: int = 0,
         training_file: str | Path | None = None,
         card: WeightsCard = NO_CARD,
+        data_consistency: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="evaluating", **others)
@@ -90,6 +92,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             averaged_samples=averaged_samples,
             averaged_flips=averaged_flips,
             card=card,
+            data_consistency=data_consistency,
         )
         self.methods = restricted([*ours, *baselines], methods)
         self.phantom_dose = phantom_dose

@@ -34,12 +34,15 @@ def test_it_beats_linear_on_smooth_anatomy():
 
 def test_rows_are_there_for_thick_slices_only():
     assert interpolation_methods("low_dose") == [] == interpolation_methods("none")
-    linear, spline = interpolation_methods(["low_dose", "thick_slices"])
+    linear, spline, kept = interpolation_methods(["low_dose", "thick_slices"])
     steps = [{"kind": "thick_slices", "thickness_mm": 3.0, "offset_mm": 1.0, "profile": "box"}]
     slabs = ThickSlices(thickness_mm=3.0, offset_mm=1.0)
     problem = Problem("k", slabs.apply(THIN, step_mm=STEP), THIN, (1, 1, STEP), degradation=steps)
     np.testing.assert_array_equal(linear.restore(problem), problem.degraded_hu)
     np.testing.assert_array_equal(spline.restore(problem), cubic(problem.degraded_hu, slabs, step_mm=STEP))
+    averages = slabs.slab_weights(len(Z), STEP)
+    np.testing.assert_allclose(kept.restore(problem) @ averages.T, THIN @ averages.T, atol=0.01)
+    assert np.abs((spline.restore(problem) - THIN) @ averages.T).max() > 1
     with pytest.raises(BundleError, match="not made thicker"):
         spline.restore(Problem("k", THIN, THIN, (1, 1, STEP)))
     with pytest.raises(BundleError, match="too short"):

@@ -100,7 +100,7 @@ def test_weights_for_thin_slices_keep_the_thick_ones(rows):
     problem = Problem("key", slabs.apply(target, step_mm=2.5), target, (0.8, 0.8, 2.5), steps)
     options = {"device": torch.device("cpu"), "averaged_samples": 2, "averaged_steps": 3}
     inferer = RestorationInferer(mixed_precision="off")
-    thin = our_methods(network, inferer, **options, card=dataclasses.replace(NO_CARD, task="thin"))
+    thin = our_methods(network, inferer, **options, data_consistency=True)
     averages = slabs.slab_weights(9, 2.5)
     for method in thin[1:]:
         kept = method.estimate(problem).volume_hu
