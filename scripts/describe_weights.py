@@ -41,6 +41,7 @@ from bundle.metrics.noise import noise_level
 from bundle.networks.presets import build_restorer
 from bundle.networks.restorer import Restorer
 from bundle.networks.weights import load_weights
+from bundle.restoration.data_consistency import DataConsistency
 from bundle.restoration.domain import PROPERTIES, measure
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
@@ -175,6 +176,8 @@ def slab(volume: Volume, options: argparse.Namespace) -> tuple[np.ndarray, np.nd
     depth = min(options.slices, volume.shape[2])
     first = (volume.shape[2] - depth) // 2
     poor, hu = degraded(volume, first, depth, options, dose=CALIBRATED_DOSE, seed=1)
+    if options.task == "thin":  # a series of its own, so that data consistency is as over a whole one
+        poor = thick(options).apply(hu, step_mm=volume.spacing_mm[2])
     start = [(size - options.size) // 2 // 16 * 16 for size in hu.shape[:2]]
     part = tuple(slice(s, s + options.size) for s in start)
     return poor[part], hu[part], noise_level(poor), volume.spacing_mm
@@ -211,6 +214,9 @@ def errors(
     difference, deviation = (
         torch.cat(parts, -1).numpy() for parts in zip(*((p.difference, p.deviation) for p in pieces), strict=True)
     )
+    if options.task == "thin":
+        consistency = DataConsistency.of_slabs(thick(options), count=degraded.shape[2], step_mm=spacing[2])
+        difference += consistency.change(difference, degraded)
     body = touchable(clean)
     chosen = np.random.default_rng(0).permutation(int(body.sum()))[:VOXELS]
     maps = (np.abs(clean - degraded - difference), deviation, np.broadcast_to(level, clean.shape))

@@ -88,6 +88,28 @@ def test_nifti_and_the_call_from_python_give_the_same(tmp_path, weights):
         np.testing.assert_allclose(one.affine, written.affine, atol=1e-5)
 
 
+def test_thick_slices_made_of_the_result_are_the_sources(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=6, spacing=SPACING, SliceThickness="5")
+    card(weights, "thin")
+    thick = read_volume(str(tmp_path / "in")).array[..., 1:-1]  # those at the ends reach beyond the thin slices
+    errors, shifts, volumes = {}, {}, {}
+    for kept in (True, False):
+        options = {"slice_spacing_mm": 1.0, "data_consistency": kept}
+        folder, summary = run(tmp_path, weights, output_dir=tmp_path / str(kept), **options)
+        volumes[kept] = read_volume(str(folder / "dicom")).array
+        again = np.stack([volumes[kept][..., k - 2 : k + 3].mean(axis=-1) for k in range(5, 21, 5)], axis=-1)
+        errors[kept], shifts[kept] = np.abs(again - thick)[thick > -500], summary["low_frequency_shift_hu"]
+        assert summary["settings"]["data_consistency"] is kept
+    # Stored values are whole HU; more is left at the surface: some of the thin slices are air there, which stays.
+    assert np.quantile(errors[True], 0.95) < 0.5 < np.quantile(errors[False], 0.95)
+    assert shifts[True] < 0.2 * shifts[False]
+    options = {"preset": "tiny", "device": "cpu", "mixed_precision": "off", "weights_file": str(weights)}
+    (called,) = load_restorer(slice_spacing_mm=1.0, **options).folder(tmp_path / "in")
+    np.testing.assert_allclose(
+        called.restored_hu, volumes[True], atol=1.1
+    )  # half of a HU, and half precision of up to 1000 HU
+
+
 def test_weights_for_denoising_are_refused_unless_asked_for(tmp_path, weights):
     write_phantom_series(tmp_path / "in", slices=3, spacing=SPACING)
     card(weights, "denoise")
