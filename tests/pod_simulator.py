@@ -4,6 +4,7 @@ Two engines: bubblewrap lays this checkout and this Python out as the image does
 built image. Both: no network, read-only root, no capabilities, only the volumes of the manifest.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -283,21 +284,25 @@ class Podman:
             options += ["--tmpfs", f"{path}:rw,size={size},mode=1777"]
         for key, value in pod.variables.items():
             options += ["--env", f"{key}={value}"]
-        log = self.scratch / f"pod-{number}.log"
+        log, pid_file = (self.scratch / f"pod-{number}.{kind}" for kind in ("log", "pid"))
+        options += ["--pidfile", str(pid_file)]
         with log.open("w") as stream:
             process = subprocess.Popen(
                 [*self.command, "run", *options, self.image, *pod.argv[1:]],
                 stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment,
             )  # fmt: skip
-        return _Played(process, log, self, name)
+        return _Played(process, log, self, name, pid_file)
 
 
 class _Played(Container):
-    def __init__(self, process: subprocess.Popen, log: Path, engine: Podman, name: str) -> None:
+    def __init__(self, process: subprocess.Popen, log: Path, engine: Podman, name: str, pid_file: Path) -> None:
         super().__init__(process, log)
-        self.engine, self.container = engine, name
+        self.engine, self.container, self.pid_file = engine, name, pid_file
 
     def signal(self, number: int) -> None:
+        with contextlib.suppress(OSError, ValueError):  # at once, where the container's processes are ours to signal
+            os.kill(int(self.pid_file.read_text()), number)
+            return
         command = [*self.engine.command, "kill", "--signal", str(int(number)), self.container]
         subprocess.run(command, check=True, capture_output=True, env=self.engine.environment)
 
