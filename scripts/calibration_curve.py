@@ -47,8 +47,8 @@ def curves(options: argparse.Namespace) -> dict[str, np.ndarray]:
     for case in find_cases(options.dataset_dir, gaps=options.gaps).cases:
         name = Path(case.label).name
         if name in options.validation_folders:
-            pair = card_script.slab(read_volume(case.files, gaps=options.gaps), options)
-            measured = card_script.errors(network, *pair, options)
+            part = card_script.slab(read_volume(case.files, gaps=options.gaps), options)
+            measured = card_script.errors(network, part, options)
             found[name] = coverage(*measured, card.calibration, samples=options.num_samples)
     return {name: found[name] for name in options.validation_folders if name in found}
 

@@ -150,11 +150,11 @@ def degraded(
 
 def calibration(network: Restorer, volumes: list[Volume], options: argparse.Namespace) -> dict[str, Any]:
     """What one step leaves unknown, scale and floor of the deviation, and the coverage with those of the others."""
-    pairs = [slab(volume, options) for volume in volumes]
-    residual = np.sqrt(np.mean([unknown(network, *pair) ** 2 for pair in pairs], axis=0))
+    parts = [slab(volume, options) for volume in volumes]
+    residual = np.sqrt(np.mean([unknown(network, part) ** 2 for part in parts], axis=0))
     if isinstance(network.process, BrownianBridge):
         network.process = dataclasses.replace(network.process, residual_std=tuple(residual.tolist()))
-    tables = [coverage_table(*errors(network, *pair, options), samples=options.num_samples) for pair in pairs]
+    tables = [coverage_table(*errors(network, part, options), samples=options.num_samples) for part in parts]
     chosen = fitted(tables)
     return {
         "meaning": "a scan at the training targets' dose lies within k times the calibrated deviation, which is "
@@ -171,25 +171,33 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
     }
 
 
-def slab(volume: Volume, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
-    """Central part of a series, (size, size, slices) HU: degraded and clean, noise levels (slices,), spacing in mm."""
+@dataclasses.dataclass(frozen=True)
+class Slab:
+    """Central part of a series: degraded and clean, HU (size, size, slices), and what is known of it."""
+
+    poor: np.ndarray
+    clean: np.ndarray
+    noise_hu: np.ndarray  # (slices,), of the degraded
+    spacing_mm: tuple[float, float, float]
+    first: int  # number of its first slice in the series
+
+
+def slab(volume: Volume, options: argparse.Namespace) -> Slab:
+    """As many slices as asked for, from the middle of a series and of each slice."""
     depth = min(options.slices, volume.shape[2])
     first = (volume.shape[2] - depth) // 2
     poor, hu = degraded(volume, first, depth, options, dose=CALIBRATED_DOSE, seed=1)
-    if options.task == "thin":  # a series of its own, so that data consistency is as over a whole one
-        poor = thick(options).apply(hu, step_mm=volume.spacing_mm[2])
     start = [(size - options.size) // 2 // 16 * 16 for size in hu.shape[:2]]
     part = tuple(slice(s, s + options.size) for s in start)
-    return poor[part], hu[part], noise_level(poor), volume.spacing_mm
+    return Slab(poor[part], hu[part], noise_level(poor), volume.spacing_mm, first)
 
 
 @torch.inference_mode()
-def unknown(
-    network: Restorer, degraded: np.ndarray, clean: np.ndarray, level: np.ndarray, spacing: tuple
-) -> np.ndarray:
+def unknown(network: Restorer, part: Slab) -> np.ndarray:
     """Root mean square of (clean - predicted latent) / spread, one number per latent channel."""
-    x, target = (network.units.from_hu(torch.from_numpy(hu)[None, None]) for hu in (degraded, clean))
-    conditions = network.conditions(x, torch.tensor([spacing], dtype=torch.float32), torch.from_numpy(level)[None])
+    x, target = (network.units.from_hu(torch.from_numpy(hu)[None, None]) for hu in (part.poor, part.clean))
+    spacing_mm = torch.tensor([part.spacing_mm], dtype=torch.float32)
+    conditions = network.conditions(x, spacing_mm, torch.from_numpy(part.noise_hu)[None])
     latent = network.process.restore(
         lambda z, t: network.predict(conditions, z, t), conditions.latent, conditions.spread
     )
@@ -198,30 +206,28 @@ def unknown(
     return result
 
 
-def errors(
-    network: Restorer,
-    degraded: np.ndarray,
-    clean: np.ndarray,
-    level: np.ndarray,
-    spacing: tuple,
-    options: argparse.Namespace,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def errors(network: Restorer, part: Slab, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|clean - mean|, the samples' deviation and the slice's noise level, HU, of voxels of the body."""
     inferer = RestorationInferer(steps=options.steps, num_samples=options.num_samples)
     pieces = inferer.pieces(
-        torch.from_numpy(degraded), network, spacing_mm=torch.tensor(spacing), noise_level=torch.from_numpy(level)
+        torch.from_numpy(part.poor),
+        network,
+        spacing_mm=torch.tensor(part.spacing_mm),
+        noise_level=torch.from_numpy(part.noise_hu),
     )
     difference, deviation = (
         torch.cat(parts, -1).numpy() for parts in zip(*((p.difference, p.deviation) for p in pieces), strict=True)
     )
-    if options.task == "thin":
-        consistency = DataConsistency.of_slabs(thick(options), count=degraded.shape[2], step_mm=spacing[2])
-        difference += consistency.change(difference, degraded)
-    body = touchable(clean)
+    error = part.poor + difference - part.clean
+    if options.task == "thin":  # data consistency takes away what the thick slices gainsay
+        place = {"count": error.shape[2], "step_mm": part.spacing_mm[2], "first": part.first}
+        averages = thick(options).slab_weights(**place)[thick(options).whole(**place)]
+        error += DataConsistency(averages, averages).change(error, np.zeros_like(error))
+    body = touchable(part.clean)
     chosen = np.random.default_rng(0).permutation(int(body.sum()))[:VOXELS]
-    maps = (np.abs(clean - degraded - difference), deviation, np.broadcast_to(level, clean.shape))
-    error, spread, noise = (np.asarray(one)[body][chosen].astype(np.float32) for one in maps)
-    return error, spread, noise
+    maps = (np.abs(error), deviation, np.broadcast_to(part.noise_hu, error.shape))
+    size, spread, noise = (np.asarray(one)[body][chosen].astype(np.float32) for one in maps)
+    return size, spread, noise
 
 
 def coverage_table(error: np.ndarray, deviation: np.ndarray, noise: np.ndarray, *, samples: int) -> np.ndarray:

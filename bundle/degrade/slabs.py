@@ -77,6 +77,12 @@ class ThickSlices:
         weights = np.diff(below, axis=1)
         return weights / weights.sum(axis=1, keepdims=True)
 
+    def whole(self, count: int, step_mm: float, *, first: int = 0) -> np.ndarray:
+        """Which of the thick slices do not reach beyond the thin ones, bool (thick slices,), to their full width."""
+        low, high = (first - 0.5) * step_mm - _EPSILON_MM, (first + count - 0.5) * step_mm + _EPSILON_MM
+        centres, half = self.centres_mm(count, step_mm, first=first), self.thickness_mm / 2
+        return (centres - half >= low) & (centres + half <= high)
+
     def matrix(self, count: int, step_mm: float, *, first: int = 0) -> np.ndarray:
         """From thin slices to thick ones interpolated linearly onto the thin grid, float32 (count, count).
 

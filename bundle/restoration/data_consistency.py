@@ -82,18 +82,16 @@ def consistency_of(source: SourceSlices) -> DataConsistency | None:
     assert isinstance(source, Volume) and source.origins is not None
     depth, step_mm, origins = source.shape[2], source.spacing_mm[2], source.origins
     averages = slabs.slab_weights(depth, step_mm)
-    centres = slabs.centres_mm(depth, step_mm)
-    reach = (slabs.thickness_mm - step_mm) / 2
-    within = (centres >= reach - 1e-6) & (centres <= (depth - 1) * step_mm - reach + 1e-6)
-    if not within.any():
+    whole = slabs.whole(depth, step_mm)
+    if not whole.any():
         return None
     thick_to_thin = np.zeros((depth, int(origins.above.max()) + 1))
     thick_to_thin[np.arange(depth), origins.below] = 1 - origins.weight
     thick_to_thin[np.arange(depth), origins.above] += origins.weight
     # Interpolated values were rounded to stored ones: where a thin slice is a thick one, that slice counts alone.
     trust = np.where(origins.exact, 1000.0, 1.0)
-    thick_of_thin = (np.linalg.pinv(thick_to_thin * trust[:, None]) * trust)[: len(centres)]
-    return DataConsistency(averages[within], thick_of_thin[within])
+    thick_of_thin = (np.linalg.pinv(thick_to_thin * trust[:, None]) * trust)[: len(whole)]
+    return DataConsistency(averages[whole], thick_of_thin[whole])
 
 
 def make_consistent(difference: np.ndarray, source: SourceSlices) -> None:

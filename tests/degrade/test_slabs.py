@@ -88,6 +88,16 @@ def test_a_series_shorter_than_a_slab_becomes_its_mean():
     np.testing.assert_allclose(result, np.repeat(volume.mean(axis=2, keepdims=True), 2, axis=2), rtol=1e-4)
 
 
+def test_whole_slabs_are_those_that_more_slices_would_not_change():
+    slabs = ThickSlices(thickness_mm=3.0, increment_mm=2.0, offset_mm=0.5)
+    whole = slabs.whole(12, 0.8, first=10)
+    assert 0 < whole.sum() < len(whole)
+    more = slabs.slab_weights(32, 0.8)
+    for inside, weights in zip(whole, slabs.slab_weights(12, 0.8, first=10), strict=True):
+        padded = np.pad(weights, (10, 10))
+        assert inside == np.isclose(more, padded, atol=1e-9).all(axis=1).any()
+
+
 def test_linear_weights_at_and_between_and_beyond():
     weights = linear_weights(np.array([0.0, 2.0]), np.array([-1.0, 0.0, 0.5, 2.0, 3.0]))
     np.testing.assert_allclose(weights, [[1, 0], [1, 0], [0.75, 0.25], [0, 1], [0, 1]])

@@ -61,35 +61,41 @@ def test_the_mean_of_fewer_samples_is_less_sure(script):
     np.testing.assert_allclose(few[script.fitted([many])], list(script.NORMAL_COVERAGE.values()), atol=0.015)
 
 
-def test_slices_are_made_poor_as_the_task_says(script, tmp_path):
+@pytest.fixture
+def thin_volume(tmp_path):
     write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
-    volume = read_volume(str(tmp_path))
-    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=10)
-    poor, clean, level, spacing = script.slab(volume, options)
-    np.testing.assert_array_equal(clean, volume.array[16:48, 16:48, 10:20])
-    np.testing.assert_allclose(poor, ThickSlices(thickness_mm=5.0).apply(clean, step_mm=1.0), atol=1e-3)
-    assert level.shape == (10,) and spacing == volume.spacing_mm
-    quarter, clean, *_ = script.slab(volume, argparse.Namespace(**{**vars(options), "task": "denoise"}))
-    assert quarter.std() > clean.std() > poor.std()
+    return read_volume(str(tmp_path))
 
 
-def test_errors_of_thin_slices_are_of_those_that_keep_the_thick_ones(script, tmp_path, monkeypatch):
-    write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
-    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0], size=32, slices=20, steps=4, num_samples=8)
-    poor, clean, level, spacing = script.slab(read_volume(str(tmp_path)), options)
-    averages = ThickSlices(thickness_mm=5.0).slab_weights(20, 1.0)
-    wrong = np.random.default_rng(0).normal(0, 300, (32, 32, 4)) @ averages  # whatever the thick slices gainsay
+def test_slices_are_made_poor_as_the_task_says(script, thin_volume):
+    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
+    part = script.slab(thin_volume, options)
+    expected = ThickSlices(thickness_mm=5.0).apply(thin_volume.array, step_mm=1.0)[16:48, 16:48, 13:17]
+    np.testing.assert_allclose(part.poor, expected, atol=1e-3)  # as of the whole series
+    np.testing.assert_array_equal(part.clean, thin_volume.array[16:48, 16:48, 13:17])
+    assert part.noise_hu.shape == (4,) and part.spacing_mm == thin_volume.spacing_mm and part.first == 13
+    quarter = script.slab(thin_volume, argparse.Namespace(**{**vars(options), "task": "denoise"}))
+    assert quarter.poor.std() > quarter.clean.std() > part.poor.std()
+
+
+def test_errors_of_thin_slices_are_of_those_that_keep_the_thick_ones(script, thin_volume, monkeypatch):
+    options = argparse.Namespace(
+        task="thin", slice_thickness_mm=[5.0], size=32, slices=21, steps=4, num_samples=8
+    )  # slices 4 to 24: thick ones over 5 to 9, 10 to 14, 15 to 19 and 20 to 24 are all there
+    part = script.slab(thin_volume, options)
+    averages = ThickSlices(thickness_mm=5.0).slab_weights(30, 1.0)[1:5, 4:25]
+    wrong = np.random.default_rng(0).normal(0, 300, (32, 32, 4)) @ averages  # what the thick slices gainsay
 
     class Wrong:
         def __init__(self, **_):
             pass
 
         def pieces(self, volume, *_, **__):
-            difference = torch.from_numpy((clean - poor + wrong).astype(np.float32))
+            difference = torch.from_numpy((part.clean - part.poor + wrong).astype(np.float32))
             yield Piece(0, difference, torch.ones_like(difference))
 
     monkeypatch.setattr(script, "RestorationInferer", Wrong)
-    error, spread, noise = script.errors(None, poor, clean, level, spacing, options)
+    error, spread, noise = script.errors(None, part, options)
     assert np.abs(wrong).max() > 100 and error.max() < 0.05
     assert spread.shape == noise.shape == error.shape
 
