@@ -100,15 +100,20 @@ def image(tools):
         if pulled.returncode:
             make_base(programs["podman"], environment, folder)
     say(f"base image {BASE} after {time.monotonic() - started:.0f} s")
+    return build(tools, IMAGE)
+
+
+def build(tools, name, *arguments):
+    """Build the Dockerfile, layers of former builds taken again, and say how long it took; what podman knows of it."""
+    programs, environment = tools
     started = time.monotonic()
-    torch_index = os.environ.get("TORCH_INDEX_URL", "")
     options = ["--pull-never", "--network", "host", "--runtime", "runc", "--isolation", "oci", "--layers"]
-    arguments = ["--build-arg", f"TORCH_INDEX_URL={torch_index}"]
-    build = [*programs["buildah"], "bud", *options, *mounts_for_pip(), *arguments]
-    call([*build, "-f", str(K8S / "Dockerfile"), "-t", IMAGE, str(ROOT)], environment)
-    seconds = time.monotonic() - started
-    (told,) = json.loads(call([*programs["podman"], "image", "inspect", IMAGE], environment))
-    say(f"built in {seconds:.0f} s, {told['Size'] / 1e9:.2f} GB")
+    arguments = [f"TORCH_INDEX_URL={os.environ.get('TORCH_INDEX_URL', '')}", *arguments]
+    options += [part for argument in arguments for part in ("--build-arg", argument)]
+    command = [*programs["buildah"], "bud", *options, *mounts_for_pip(), "-f", str(K8S / "Dockerfile"), "-t", name]
+    call([*command, str(ROOT)], environment)
+    (told,) = json.loads(call([*programs["podman"], "image", "inspect", name], environment))
+    say(f"{name} built in {time.monotonic() - started:.0f} s, {told['Size'] / 1e9:.2f} GB")
     return told
 
 
@@ -149,3 +154,17 @@ def test_inference(engine, tmp_path):
     started = time.monotonic()
     cases.each_series_is_restored_by_exactly_one_index(engine, tmp_path)
     say(f"inference in three indices, twice: {time.monotonic() - started:.0f} s")
+
+
+def test_an_image_with_weights_restores_without_any_elsewhere(tools, image, tmp_path):
+    name = f"{IMAGE}-weights"
+    build(tools, name, "WITH_WEIGHTS=true")
+    write_phantom_series(tmp_path / "volume" / "in", slices=3)
+    storage = volume(tmp_path / "volume", 10001)
+    programs, environment = tools
+    run = [*programs["podman"], "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp:rw,mode=1777"]
+    mounts = ["--user", "10001:10001", "--cap-drop", "ALL", "-v", f"{storage}:/workspace/storage"]
+    call([*run, *mounts, name, "enhance", "/workspace/storage/in", "/workspace/storage/out"], environment)
+    summary = json.loads((storage / "out" / "summary.json").read_text())
+    assert [series["status"] for series in summary["series"].values()] == ["done"]
+    assert len(list((storage / "out").glob("*/dicom/*.dcm"))) == 3
