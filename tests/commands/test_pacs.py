@@ -195,7 +195,7 @@ def test_sigterm_during_the_last_series_of_a_batch_ends_the_worker(orthanc, weig
 
     def asked(self, *given):
         os.kill(os.getpid(), signal.SIGTERM)
-        process(self, *given)
+        return process(self, *given)
 
     monkeypatch.setattr(RestorationEvaluator, "process", asked)
     assert main(["pacs", *line]) == 75
