@@ -6,8 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
-import threading
 
 import numpy as np
 import pytest
@@ -17,10 +15,8 @@ from tiny_workflows import run_tiny, write_tiny_weights
 from bundle.configuration import exit_code
 from bundle.data.sources import find_cases
 from bundle.dicom.index import find_series, read_volume
-from bundle.errors import BundleError, ExitCode, InterruptedRun, find_bundle_error
-from bundle.restoration.evaluator import RestorationEvaluator
+from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
 from bundle.restoration.loading import CompactReader
-from bundle.restoration.saving import SaveRestored
 
 
 @pytest.fixture(scope="module")
@@ -299,91 +295,6 @@ def test_a_disk_that_fills_up_ends_the_run_also_while_the_next_series_is_read(
     assert find_bundle_error(raised.value).exit_code == ExitCode.IO
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert len(summary["series"]) == 1 and not summary["failed"]
-
-
-def before_writing(monkeypatch, key, action):
-    """Have `action` called before the series with that key is written."""
-    write = SaveRestored.__call__
-
-    def acted(self, data):
-        if data["case"].key == key:
-            action()
-        return write(self, data)
-
-    monkeypatch.setattr(SaveRestored, "__call__", acted)
-
-
-def test_pipelined_a_series_is_written_while_the_next_is_restored_to_the_same_files(
-    tmp_path, run, two_series, monkeypatch
-):
-    first, second = sorted(series.key for series in find_series(two_series).series)
-    run(two_series, output_dir=tmp_path / "plain")
-    begun, waited = threading.Event(), []
-    restore = RestorationEvaluator._restored
-
-    def seen(self, image, key):
-        if key == second:
-            begun.set()
-        return restore(self, image, key)
-
-    monkeypatch.setattr(RestorationEvaluator, "_restored", seen)
-    before_writing(monkeypatch, first, lambda: waited.append(begun.wait(60)))
-    run(two_series, pipelined=True)
-    assert waited == [True], "the first was not written before the network was at work on the second"
-    plain, piped = (
-        {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*/dicom/*.dcm")}
-        for out in (tmp_path / "plain", tmp_path / "out")
-    )
-    assert plain.keys() == piped.keys() and len(plain) == 6
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
-
-
-@pytest.mark.parametrize("pipelined", [False, True])
-def test_an_error_in_writing_is_that_series_and_a_full_disk_the_runs(tmp_path, run, two_series, pipelined, monkeypatch):
-    first, second = sorted(series.key for series in find_series(two_series).series)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def fails_with(error):
-        def fail():
-            raise error
-
-        return fail
-
-    with monkeypatch.context() as changed:
-        before_writing(changed, first, fails_with(BundleError("cannot be written so")))
-        run(two_series, pipelined=pipelined)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert exit_code() == ExitCode.PARTIAL
-    assert summary["failed"] == {first: "cannot be written so"} and list(summary["series"]) == [second]
-    for key in (first, second):
-        out = tmp_path / f"full {key}"
-        with monkeypatch.context() as changed:
-            before_writing(changed, key, fails_with(OSError(errno.ENOSPC, "No space left on device")))
-            with pytest.raises(RuntimeError) as raised:
-                run(two_series, output_dir=out, pipelined=pipelined)
-        assert find_bundle_error(raised.value).exit_code == ExitCode.IO
-        summary = json.loads((out / "summary.json").read_text())
-        assert list(summary["series"]) == ([] if key == first else [first]) and not summary["complete"]
-
-
-def test_pipelined_a_stop_ends_after_the_series_in_hand_and_the_one_being_written(
-    tmp_path, run, two_series, monkeypatch
-):
-    write_phantom_series(two_series / "c", slices=3, patient="phantom-3", seed=2)
-    first, second, _ = sorted(series.key for series in find_series(two_series).series)
-    before_writing(monkeypatch, first, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    restore = RestorationEvaluator._restored
-
-    def in_hand(self, image, key):
-        assert key == first or self.stop_asked.wait(60)
-        return restore(self, image, key)
-
-    monkeypatch.setattr(RestorationEvaluator, "_restored", in_hand)
-    with pytest.raises(RuntimeError) as raised:
-        run(two_series, pipelined=True)
-    assert isinstance(find_bundle_error(raised.value), InterruptedRun)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert sorted(summary["series"]) == [first, second] and not summary["failed"]
 
 
 @pytest.mark.parametrize(
