@@ -10,27 +10,12 @@ import shutil
 import numpy as np
 import pytest
 from phantom_series import write_phantom_series
-from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.configuration import exit_code
 from bundle.data.sources import find_cases
 from bundle.dicom.index import find_series, read_volume
 from bundle.errors import ExitCode, InterruptedRun, find_bundle_error
 from bundle.restoration.loading import CompactReader
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_tiny_weights(tmp_path_factory.mktemp("weights") / "model.pt", part="refiner", scale=0.05)
-
-
-@pytest.fixture
-def run(tmp_path, weights):
-    def start(dataset_dir, **options):
-        folder = options.pop("output_dir", tmp_path / "out")
-        run_tiny("inference.yaml", "inference", dataset_dir=dataset_dir, output_dir=folder, weights=weights, **options)
-
-    return start
 
 
 def restored(out):
@@ -242,13 +227,6 @@ def test_a_bad_series_is_named_and_the_rest_goes_on(tmp_path, run):
     assert len(summary["series"]) == 1 and len(summary["refused"]) == 1
     run(tmp_path / "in", tolerate_bad_series=True)
     assert exit_code() == ExitCode.DONE
-
-
-@pytest.fixture
-def two_series(tmp_path):
-    write_phantom_series(tmp_path / "in" / "a", slices=3)
-    write_phantom_series(tmp_path / "in" / "b", slices=3, patient="phantom-2", seed=1)
-    return tmp_path / "in"
 
 
 def break_reading(monkeypatch, key, error):
