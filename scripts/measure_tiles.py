@@ -1,15 +1,16 @@
-"""What tiles cost in exactness: the shipped weights on a whole stack of slices against the same in tiles.
+"""What cutting costs in exactness: the shipped weights on a whole stack of slices against slices that flow, and tiles.
 
     python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--size 512] [--steps 1]
 
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
-slices is chosen by. Then a table: slices computed for each one restored; the mean absolute difference between tiled and
-whole, where tiles fade into each other and elsewhere in the body, beside what the restoration changes at all; the
-largest mean shift of any tile; and the step across the borders of tiles relative to the step between neighbours
-elsewhere, over the same ratio of the whole's restoration.
+slices is chosen by. Then a table: slices computed for each one restored; the mean absolute difference from the whole
+where tiles fade into each other (or passes of flowing slices meet), and elsewhere in the body; the largest mean shift
+of any tile; and the step across the borders of tiles relative to the step between neighbours elsewhere, over the same
+ratio of the whole's restoration.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
 from bundle.restoration.tiles import Span
 
-# Tile sizes and the slices that neighbours repeat; the first is the default.
+FLOWING = [4, 16]  # slices at once; the first is the default
+# Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
 TILES = [((512, 512, 24), 8), ((512, 512, 28), 10), ((512, 512, 32), 12), ((512, 512, 16), 8), ((512, 512, 8), 4)]
 DISTANCES = 10
 MULTIPLE = 16  # of the presets' networks
@@ -54,33 +56,48 @@ def main() -> None:
     hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, : options.slices])[box]
     print(f"{tuple(hu.shape)} voxels, steps {options.steps}, mixed_precision {options.mixed_precision}")
     size = tuple(hu.shape)
-    whole = restored(network, hu, volume.spacing_mm, make_inferer(options, size, 0))
+    whole, _ = restored(network, hu, volume.spacing_mm, make_inferer(options, tile_size=size))
     change = float((whole - hu)[body].abs().mean())
     print(f"the restoration changes the body by {change:.2f} HU on average")
-    halves = restored(network, hu, volume.spacing_mm, make_inferer(options, (*size[:2], -(-size[2] // 2)), 0))
+    two = make_inferer(options, tile_size=(*size[:2], -(-size[2] // 2)), slice_overlap=0)
+    halves, _ = restored(network, hu, volume.spacing_mm, two)
     print("difference by slices from a cut (RMS, HU):", *(f"{value:.3f}" for value in by_distance(halves, whole, body)))
     print("tile         overlap  computed  at borders  elsewhere  largest shift  step ratio   (1, 1, HU, HU, HU, 1)")
-    for tile_size, slice_overlap in TILES:
-        inferer = make_inferer(options, tile_size, slice_overlap)
-        row = figures(restored(network, hu, volume.spacing_mm, inferer), whole, hu, body, inferer)
-        cells = "{:9.2f} {:11.3f} {:10.3f} {:14.4f} {:11.3f}".format(*row)
-        print(f"{'x'.join(map(str, tile_size)):12} {slice_overlap:7} {cells}", flush=True)
+    ways: list[tuple[str, str, RestorationInferer]] = [
+        (f"{count} flowing", "-", make_inferer(options, slices_at_once=count, tile_size=(512, 512, 1)))
+        for count in FLOWING
+    ]
+    ways += [
+        ("x".join(map(str, tile)), str(overlap), make_inferer(options, tile_size=tile, slice_overlap=overlap))
+        for tile, overlap in TILES
+    ]
+    for name, overlap, inferer in ways:
+        row = figures(*restored(network, hu, volume.spacing_mm, inferer), whole, hu, body)
+        cells = "{:9.2f} {:11.4f} {:10.4f} {:14.4f} {:11.3f}".format(*row)
+        print(f"{name:12} {overlap:>7} {cells}", flush=True)
 
 
-def make_inferer(options: argparse.Namespace, tile_size: tuple[int, ...], slice_overlap: int) -> RestorationInferer:
-    """For tiles of a size."""
+def make_inferer(options: argparse.Namespace, *, slices_at_once: int = 0, **cut: object) -> RestorationInferer:
+    """That cuts as it is told."""
     return RestorationInferer(
-        tile_size=tile_size,
         overlap=options.overlap,
-        slice_overlap=slice_overlap,
         steps=options.steps,
         mixed_precision=options.mixed_precision,
+        slices_at_once=slices_at_once,
+        **cut,  # type: ignore[arg-type]
     )
 
 
-def restored(network: Restorer, hu: torch.Tensor, spacing_mm: tuple, inferer: RestorationInferer) -> torch.Tensor:
-    """The restoration (H, W, D)."""
-    return inferer(hu[None, None], network, spacing_mm=torch.tensor([spacing_mm]))[0, 0]
+def restored(
+    network: Restorer, hu: torch.Tensor, spacing_mm: tuple, inferer: RestorationInferer
+) -> tuple[torch.Tensor, list[list[Span]]]:
+    """The restoration (H, W, D), and how rows, columns and slices were cut: slices that flow into passes."""
+    result, passes = hu.float().clone(), []
+    for piece in inferer.pieces(hu, network, spacing_mm=torch.tensor(spacing_mm)):
+        result[..., piece.slices] += piece.difference
+        passes.append(Span(piece.slices.start, piece.slices.stop, np.ones(piece.difference.shape[-1], np.float32)))
+    axes = [inferer.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
+    return result, [*axes[:2], passes] if inferer.flows(network, hu.shape[2]) else axes
 
 
 def by_distance(halves: torch.Tensor, whole: torch.Tensor, body: np.ndarray) -> list[float]:
@@ -95,10 +112,9 @@ def by_distance(halves: torch.Tensor, whole: torch.Tensor, body: np.ndarray) -> 
 
 
 def figures(
-    tiled: torch.Tensor, whole: torch.Tensor, hu: torch.Tensor, body: np.ndarray, inferer: RestorationInferer
+    tiled: torch.Tensor, axes: list[list[Span]], whole: torch.Tensor, hu: torch.Tensor, body: np.ndarray
 ) -> list[float]:
     """Numbers of one row of the table."""
-    axes = [inferer.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
     fades = [fading(spans, size) for spans, size in zip(axes, hu.shape, strict=True)]
     border = fades[0][:, None, None] | fades[1][None, :, None] | fades[2][None, None, :]
     error = (tiled - whole).numpy()
@@ -116,10 +132,13 @@ def figures(
 
 
 def fading(spans: list[Span], size: int) -> np.ndarray:
-    """Where along an axis (size,) two tiles have a share."""
+    """Where along an axis (size,) two tiles have a share, or touch."""
     mixed = np.zeros(size, bool)
     for span in spans:
         mixed[span.start : span.stop] |= (span.weight > 1e-3) & (span.weight < 1 - 1e-3)
+    for one, other in itertools.pairwise(spans):
+        if one.stop == other.start:
+            mixed[one.stop - 1 : one.stop + 1] = True
     return mixed
 
 
@@ -132,6 +151,8 @@ def step_ratio(change: np.ndarray, body: np.ndarray, fades: list[np.ndarray]) ->
         step = np.diff(change, axis=axis)
         inside = body.take(range(body.shape[axis] - 1), axis) & body.take(range(1, body.shape[axis]), axis)
         at = np.expand_dims(mixed[1:] | mixed[:-1], [a for a in range(3) if a != axis])
+        if at.all():
+            continue
         ratios.append(float(np.sqrt((step[inside & at] ** 2).mean() / (step[inside & ~at] ** 2).mean())))
     return max(ratios, key=lambda ratio: abs(np.log(ratio)))
 

@@ -23,9 +23,12 @@ from bundle.restoration.outputs import RunOutput
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
 # Rounded up from peaks on a CPU (scripts/bench_inference.py --memory): the process itself, and a tile's voxels, in
-# float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured.
+# float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured. Where slices flow, a pixel of
+# the plane holds what waits for other slices, and what each slice of a pass takes (half precision: a part is float32).
 _BASE_GB = 1.0
 _BYTES_PER_TILE_VOXEL = {"small": {False: 670, True: 500}, "full": {False: 10_200, True: 10_200}}
+_BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 12_000, True: 9_000}, {False: 2_100, True: 1_600}
+_BYTES_FLOWING = {False: 1_000, True: 750}
 _BYTES_IN_MEMORY = 16  # for each voxel of a study that does not lie on disk: NIfTI, or resampled for the network
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 
@@ -59,7 +62,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
         pixdim=parser.get_parsed_content("spacing_mm"),
     )
     per_voxel = seconds_per_voxel(network, inferer)
-    series = [_planned(key, grid, inferer, network.multiple, per_voxel) for key, grid in grids.items()]
+    series = [_planned(key, grid, inferer, network, per_voxel) for key, grid in grids.items()]
     memory = [_memory_gb(grid, network, inferer, str(parser.get_parsed_content("preset"))) for grid in grids.values()]
     return {
         "series": series,
@@ -130,9 +133,14 @@ class _Grid:
 
 def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, preset: str) -> float:
     half = inferer.precision.dtype is not None
-    lengths = zip(grid.network_size, inferer.tile_size, strict=True)
-    voxels = math.prod(min(length, most) for length, most in lengths) * inferer.tile_batch_size
-    tiles = voxels * _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
+    sides = [min(length, most) for length, most in zip(grid.network_size, inferer.tile_size, strict=True)]
+    if inferer.flows(network, grid.network_size[2]):
+        waiting = _BYTES_WAITING[half] + (inferer.steps - 1) * _BYTES_WAITING_A_STEP[half]
+        passing = min(inferer.slices_at_once, grid.network_size[2]) * _BYTES_FLOWING[half]
+        tiles = math.prod(grid.network_size[:2]) * waiting + math.prod(sides[:2]) * passing
+    else:
+        per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
+        tiles = math.prod(sides) * inferer.tile_batch_size * per_voxel
     parameters = sum(parameter.numel() for parameter in network.parameters())
     weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
     study = grid.size[2] * _BYTES_PER_SLICE
@@ -141,11 +149,14 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
     return _BASE_GB + (tiles + weights + study) / 1e9
 
 
-def _planned(key: str, grid: _Grid, inferer: RestorationInferer, multiple: int, per_voxel: float) -> dict[str, Any]:
-    spans = [inferer.spans(axis, 0, length, multiple=multiple) for axis, length in enumerate(grid.network_size)]
-    voxels = np.prod([sum(span.stop - span.start for span in axis) for axis in spans])
-    tiles = int(np.prod([len(axis) for axis in spans]))
-    return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(float(voxels) * per_voxel)}
+def _planned(key: str, grid: _Grid, inferer: RestorationInferer, network: Restorer, per_voxel: float) -> dict[str, Any]:
+    flows = inferer.flows(network, grid.network_size[2])
+    cut = enumerate(grid.network_size[:2] if flows else grid.network_size)
+    spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in cut]
+    voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
+    voxels *= grid.network_size[2] if flows else 1
+    tiles = math.prod(len(axis) for axis in spans)
+    return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(voxels * per_voxel)}
 
 
 def _grids(

@@ -68,6 +68,7 @@ def accelerated(restorer: Restorer, *, backend: str | None = None, device: torch
         return restorer
     graphs = backend == "inductor" and torch.device(device).type == "cuda"
     engine, autoencoder = copy.copy(restorer), copy.copy(restorer.autoencoder)
+    engine.slices_flow = False  # a compiled network is one operation
     for name in ("encode", "decode_difference"):
         _replace(autoencoder, name, _compiled(getattr(autoencoder, name), backend, graphs=graphs))
     engine._modules = {**restorer._modules, "autoencoder": autoencoder}

@@ -121,6 +121,7 @@ def with_exported(
     for name in ("denoiser", "refiner"):
         multiple = getattr(restorer, name).multiple
         engine._modules[name] = ExportedPart(folder / f"{name}.onnx", multiple=multiple, device=device)
+    engine.slices_flow = False  # whole networks are run at once
     return engine.eval()
 
 

@@ -150,6 +150,7 @@ def build_restorer(
         Refiner(chosen.refiner_features),
         process=process,
         units=units,
+        slices_flow=chosen.norm_groups is None,
     )
 
 

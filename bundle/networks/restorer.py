@@ -52,6 +52,7 @@ class Restorer(nn.Module):
         refiner: correction on pixels.
         process: the diffusion process (bridge or Gaussian).
         units: how HU become the network's input.
+        slices_flow: no operation needs all slices at once, so that they can flow through (networks.slice_stream).
     """
 
     latent_spread: torch.Tensor
@@ -66,6 +67,7 @@ class Restorer(nn.Module):
         *,
         process: DiffusionProcess,
         units: Units,
+        slices_flow: bool = False,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
@@ -73,6 +75,7 @@ class Restorer(nn.Module):
         self.refiner = refiner
         self.process = process
         self.units = units
+        self.slices_flow = slices_flow
         self.linear = LinearWindow()
         # The ablations that every evaluation reports; both are on in a trained network.
         self.use_denoiser = True

@@ -1,29 +1,29 @@
 """From HU to HU: a network applied to volumes of any size, tile by tile and slab by slab."""
 
 import copy
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from monai.inferers import Inferer
 
 from bundle.configuration import checked_number, three_numbers
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.noise import PositionalNoise
+from bundle.diffusion.process import Noise
 from bundle.errors import BundleError
-from bundle.metrics.noise import noise_level as estimate_noise
-from bundle.networks.precision import Precision, release_freed_memory, resolve_precision
+from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.restorer import Restorer
+from bundle.networks.slice_stream import SliceStream
 from bundle.restoration.mirrors import COUNTS, mean_over_flips
-from bundle.restoration.region import dense_box
-from bundle.restoration.tiles import Assembly, Span, Tile, cut
+from bundle.restoration.passes import Finished, Passage, TileFunction
+from bundle.restoration.tiles import Span, cut
 
 logger = logging.getLogger(__name__)
 
-# (HU (B, 1, h, w, d), noise level (B, d), origins of the tiles) -> change (B, channels, h, w, d) in HU.
-_TileFunction = Callable[[torch.Tensor, torch.Tensor, Sequence[tuple[int, int, int]]], torch.Tensor]
+_MOST_STEPS_FLOWING = 4  # each holds 2 kB of float32 for a pixel of the plane, the first with what is around it 10
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class RestorationInferer(Inferer):
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
         slice_overlap: least number of slices that neighbours repeat; at most half a tile.
+        slices_at_once: so many slices flow through the network at a time, none twice, as in the whole volume
+            (networks.slice_stream), where they are more than a tile has. Tiles are cut along slices with 0, for
+            networks that cannot (`slices_flow`), and for samples, flips and many steps, each of which would hold
+            slices of its own.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         flips: mirror images that one step is averaged over: 1, 2 or 4.
@@ -69,6 +73,7 @@ class RestorationInferer(Inferer):
         tile_size: Sequence[int] = (512, 512, 24),
         overlap: float = 0.25,
         slice_overlap: int = 8,
+        slices_at_once: int = 4,
         steps: int = 1,
         num_samples: int = 1,
         flips: int = 1,
@@ -84,6 +89,7 @@ class RestorationInferer(Inferer):
         self.tile_size = three_numbers("tile_size", tile_size, int, low=1)
         self.overlap = checked_number("overlap", overlap, float, low=0, below=1)
         self.slice_overlap = checked_number("slice_overlap", slice_overlap, int, low=0)
+        self.slices_at_once = checked_number("slices_at_once", slices_at_once, int, low=0)
         self.steps = checked_number("steps", steps, int, low=1, high=1000)
         self.num_samples = checked_number("num_samples", num_samples, int, low=1)
         self.flips = flips
@@ -141,7 +147,9 @@ class RestorationInferer(Inferer):
         self.require_fit(network)
         function = self._restoration(network, spacing_mm)
         channels = 2 if self.num_samples > 1 else 1
-        yield from self._run(volume, function, noise_level, channels=channels, multiple=network.multiple)
+        passing = self._run(volume, network, function, noise_level, channels=channels)
+        for first, values in passing:
+            yield Piece(first, values[0], values[1] if channels == 2 else None)
 
     def require_fit(self, network: Restorer) -> None:
         """Refuse settings that this network's process cannot work with.
@@ -164,6 +172,11 @@ class RestorationInferer(Inferer):
                 f"steps must be at most {most} with this sampler and start_time, not {self.steps}",
                 hint="set fewer --steps, or a larger --start_time",
             )
+
+    def flows(self, network: Restorer, depth: int) -> bool:
+        """Whether a volume of `depth` slices will flow through this network, so that nothing is cut along them."""
+        few = self.num_samples * self.flips == 1 and self.steps <= _MOST_STEPS_FLOWING
+        return depth > self.tile_size[2] and self.slices_at_once > 0 and network.slices_flow and few
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""
@@ -189,73 +202,34 @@ class RestorationInferer(Inferer):
         result = inputs.float().clone()
         for number, volume in enumerate(inputs[:, 0]):
             level = torch.zeros(volume.shape[-1])
-            for piece in self._run(volume, reconstruct, level, channels=1, multiple=network.multiple):
-                result[number, 0, ..., piece.slices] += piece.difference.to(result.device)
+            for first, values in self._run(volume, network, reconstruct, level, channels=1):
+                result[number, 0, ..., first : first + values.shape[-1]] += values[0].to(result.device)
         return result
 
     def _run(
         self,
         volume: torch.Tensor,
-        function: _TileFunction,
+        network: Restorer,
+        function: TileFunction,
         noise_level: torch.Tensor | None,
         *,
         channels: int,
-        multiple: int,
-    ) -> Iterator[Piece]:
-        assembly = Assembly(channels, volume.shape[:2])
-        waiting: list[tuple[Tile, torch.Tensor, torch.Tensor]] = []
-        former: tuple[int, ...] | None = None
+    ) -> Finished:
+        passage = Passage(
+            volume=volume,
+            noise_level=noise_level,
+            function=function,
+            channels=channels,
+            spans=functools.partial(self.spans, multiple=network.multiple),
+            multiple=network.multiple,
+            skip_air=self.skip_air,
+            device=self.device,
+        )
+        if self.flows(network, volume.shape[2]):
+            return passage.flowing(self.slices_at_once)
+        return passage.tiled(self.spans(2, 0, volume.shape[2], multiple=1), batch=self.tile_batch_size)
 
-        def work_off() -> None:
-            nonlocal former
-            if not waiting:
-                return
-            if waiting[0][0].shape != former and self.device.type == "cpu":
-                release_freed_memory()
-            former = waiting[0][0].shape
-            inputs_hu = torch.stack([image for _, image, _ in waiting])[:, None].to(self.device)
-            levels = torch.stack([level for _, _, level in waiting]).to(self.device)
-            with torch.inference_mode():
-                changes = function(inputs_hu, levels, [tile.origin for tile, _, _ in waiting]).float().cpu()
-            for (tile, _, _), change in zip(waiting, changes, strict=True):
-                assembly.add(tile, change)
-            waiting.clear()
-
-        for slices, slab, level in self._slabs(volume, noise_level):
-            # Slabs come in order: nothing that comes later reaches slices before this one's first.
-            if not waiting:
-                yield from map(_piece, assembly.finished(slices.start))
-            for tile in self._tiles(slices, slab, multiple=multiple):
-                if len(waiting) == self.tile_batch_size or (waiting and waiting[0][0].shape != tile.shape):
-                    work_off()
-                    yield from map(_piece, assembly.finished(slices.start))
-                waiting.append((tile, slab[tile.in_plane], level))
-        work_off()
-        yield from map(_piece, assembly.finished(volume.shape[2]))
-
-    def _slabs(
-        self, volume: torch.Tensor, noise_level: torch.Tensor | None
-    ) -> Iterator[tuple[Span, torch.Tensor, torch.Tensor]]:
-        """Slabs in order: where along the slices, HU (H, W, d), noise levels (d,)."""
-        levels = np.full(volume.shape[2], np.nan, np.float32)
-        if noise_level is not None:
-            levels[:] = noise_level.float().cpu().numpy()
-        for slices in self.spans(2, 0, volume.shape[2], multiple=1):
-            slab = volume[..., slices.start : slices.stop].to(torch.float32)
-            fresh = [k for k in range(slices.start, slices.stop) if np.isnan(levels[k])]
-            if fresh:  # the overlap's were measured with the slab before
-                levels[fresh] = estimate_noise(slab[..., fresh[0] - slices.start :].cpu().numpy())
-            yield slices, slab, torch.from_numpy(levels[slices.start : slices.stop].copy())
-
-    def _tiles(self, slices: Span, slab: torch.Tensor, *, multiple: int) -> list[Tile]:
-        """The tiles of a slab (H, W, d); none where it is air."""
-        box = dense_box(slab, multiple=multiple) if self.skip_air else ((0, slab.shape[0]), (0, slab.shape[1]))
-        if box is None:
-            return []
-        rows, columns = (self.spans(axis, *box[axis], multiple=multiple) for axis in (0, 1))
-        return [Tile(row, column, slices) for row in rows for column in columns]
-
-    def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> _TileFunction:
+    def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> TileFunction:
         def restore(
             tile_hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[tuple[int, int, int]]
         ) -> torch.Tensor:
@@ -272,26 +246,20 @@ class RestorationInferer(Inferer):
                     )
                 shape, factor = network.latent_shape(x), network.autoencoder.factor
                 places = [(row // factor, column // factor, k) for row, column, k in origins]
+
+                def noise(draw: int) -> Noise:
+                    at = PositionalNoise(seed=self.seed, draw=draw).at(places, shape)
+                    return lambda step: SliceStream.mark(at(step), axis=-1, first=origins[0][2])
+
                 draws = (
                     change(
-                        network.sample(
-                            x,
-                            steps=self.steps,
-                            noise=PositionalNoise(seed=self.seed, draw=draw).at(places, shape),
-                            spacing_mm=spacing,
-                            noise_level=levels,
-                        )
+                        network.sample(x, steps=self.steps, noise=noise(draw), spacing_mm=spacing, noise_level=levels)
                     )
                     for draw in range(self.num_samples)
                 )
                 return next(draws) if self.num_samples == 1 else _mean_and_deviation(draws)
 
         return restore
-
-
-def _piece(finished: tuple[int, torch.Tensor]) -> Piece:
-    first, values = finished
-    return Piece(first, values[0], values[1] if len(values) > 1 else None)
 
 
 def _mean_and_deviation(draws: Iterator[torch.Tensor]) -> torch.Tensor:

@@ -1,8 +1,12 @@
 """Where a restoration may touch an image: in the body, and nothing that carries another meaning."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from scipy import ndimage
+
+Box = tuple[tuple[int, int], tuple[int, int]]  # rows and columns, each (start, stop)
 
 _BODY_HU = -500.0
 _LEAST_PIXELS = 400  # smaller islands in a slice are the table's edge or noise in air
@@ -23,7 +27,7 @@ def touchable(volume_hu: np.ndarray, padding_mask: np.ndarray | None = None) -> 
     return region if padding_mask is None else region & ~padding_mask
 
 
-def dense_box(slab_hu: torch.Tensor, *, multiple: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+def dense_box(slab_hu: torch.Tensor, *, multiple: int) -> Box | None:
     """Rows and columns, each (start, stop), around all that `touchable` can be; None where a slab is air alone.
 
     Args:
@@ -41,6 +45,15 @@ def dense_box(slab_hu: torch.Tensor, *, multiple: int) -> tuple[tuple[int, int],
         stop = min(-(-(last + 1) // multiple) * multiple, slab_hu.shape[1 - axis])
         limits.append((max(first, 0) // multiple * multiple, stop))
     return limits[0], limits[1]
+
+
+def joint_box(boxes: Iterable[Box | None]) -> Box | None:
+    """Return the least box around all; None where there is none."""
+    some = [box for box in boxes if box is not None]
+    if not some:
+        return None
+    (top, bottom), (left, right) = (zip(*limits, strict=True) for limits in zip(*some, strict=True))
+    return (min(top), max(bottom)), (min(left), max(right))
 
 
 def _body_of(dense: np.ndarray) -> np.ndarray:

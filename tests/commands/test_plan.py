@@ -14,6 +14,8 @@ from bundle.restoration.api import inference_parser
 
 CONFIG = [str(ROOT / "configs" / "inference.yaml")]
 
+IN_TILES = {"tile_size": [64, 64, 4], "slice_overlap": 1, "slices_at_once": 0}
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
@@ -26,7 +28,7 @@ def options(tmp_path_factory):
 
 
 def test_says_what_would_be_done_and_writes_nothing(options):
-    plan = make_plan(CONFIG, {**options, "tile_size": [64, 64, 4], "slice_overlap": 1})
+    plan = make_plan(CONFIG, {**options, **IN_TILES})
     assert [one["size"] for one in plan["series"]] == [[64, 64, 10]] and plan["series"][0]["tiles"] == 3
     assert len(plan["refused"]) == 1 and "slice" in plan["refused"][0]["reason"]
     assert plan["number_format"] == "float32"
@@ -70,6 +72,8 @@ def test_memory_knows_tiles_number_format_and_what_is_no_file(options, tmp_path,
     assert gigabytes({**large, "mixed_precision": "bf16"}) < whole
     assert gigabytes({**large, "tile_size": [128, 128, 24]}) < whole
     assert gigabytes({**large, "spacing_mm": [0.4, 0.4, -1]}) > whole  # four times the voxels, up to one tile
+    flowing = {**large, "tile_size": [512, 512, 12]}
+    assert gigabytes(flowing) <= whole < gigabytes({**flowing, "slices_at_once": 12})
     deep = np.zeros((256, 256, 400), np.int16)
     deep[0] = -1000
     (tmp_path / "nifti").mkdir()
@@ -115,8 +119,10 @@ def time_of(options, steps):
 
 def test_the_estimate_is_of_all_voxels_that_are_computed(options, monkeypatch):
     monkeypatch.setattr(plan_module, "seconds_per_voxel", lambda *_: 1e-3)
-    (one,) = make_plan(CONFIG, {**options, "tile_size": [64, 64, 4], "slice_overlap": 1})["series"]
+    (one,) = make_plan(CONFIG, {**options, **IN_TILES})["series"]
     assert one["estimated_seconds"] == round(64 * 64 * 12 * 1e-3)  # three tiles of four slices
+    (one,) = make_plan(CONFIG, {**options, **IN_TILES, "slices_at_once": 2})["series"]
+    assert one["estimated_seconds"] == round(64 * 64 * 10 * 1e-3) and one["tiles"] == 1  # flowing, none twice
 
 
 def test_what_the_run_would_refuse(options):

@@ -35,7 +35,8 @@ def noise_of(image):
 
 
 def inferer(**options):
-    return RestorationInferer(mixed_precision="off", **options)
+    """In tiles; slices that flow are in test_flowing.py."""
+    return RestorationInferer(mixed_precision="off", slices_at_once=0, **options)
 
 
 def test_the_network_changes_this_volume(network, volume):
@@ -53,7 +54,7 @@ class Pointwise:
     """Adds each slice's noise level to it: what tiles do to a network without borders is then exactly known."""
 
     units = linear = LinearWindow()
-    multiple, process = 1, None
+    multiple, process, slices_flow = 1, None, False
 
     def __call__(self, x, spacing_mm, levels):
         return x + levels[:, None, None, None, :] / self.linear.hu_per_unit
@@ -188,6 +189,7 @@ def test_samples_that_could_not_differ_are_refused(network, volume):
         ("overlap", 1.0),
         ("overlap", -0.1),
         ("slice_overlap", -1),
+        ("slices_at_once", -1),
         ("steps", 0),
         ("steps", 1001),
         ("num_samples", 0),
@@ -198,7 +200,7 @@ def test_samples_that_could_not_differ_are_refused(network, volume):
 )
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(BundleError, match=key):
-        inferer(**{key: value})
+        RestorationInferer(**{key: value})
 
 
 @pytest.mark.parametrize("flips,axes", [(2, [(), (4,)]), (4, [(), (4,), (3,), (3, 4)])])
