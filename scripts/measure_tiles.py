@@ -64,7 +64,7 @@ def main() -> None:
     print("difference by slices from a cut (RMS, HU):", *(f"{value:.3f}" for value in by_distance(halves, whole, body)))
     print("tile         overlap  computed  at borders  elsewhere  largest shift  step ratio   (1, 1, HU, HU, HU, 1)")
     ways: list[tuple[str, str, RestorationInferer]] = [
-        (f"{count} flowing", "-", make_inferer(options, slices_at_once=count, tile_size=(512, 512, 1)))
+        (f"{count} flowing", "-", make_inferer(options, slices_at_once=count, tile_size=(512, 512, 1), slice_overlap=0))
         for count in FLOWING
     ]
     ways += [
@@ -97,7 +97,7 @@ def restored(
         result[..., piece.slices] += piece.difference
         passes.append(Span(piece.slices.start, piece.slices.stop, np.ones(piece.difference.shape[-1], np.float32)))
     axes = [inferer.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
-    return result, [*axes[:2], passes] if inferer.flows(network, hu.shape[2]) else axes
+    return result, [*axes[:2], passes] if inferer.flows(network, hu.shape) else axes
 
 
 def by_distance(halves: torch.Tensor, whole: torch.Tensor, body: np.ndarray) -> list[float]:

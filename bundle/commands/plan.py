@@ -134,13 +134,13 @@ class _Grid:
 def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, preset: str) -> float:
     half = inferer.precision.dtype is not None
     sides = [min(length, most) for length, most in zip(grid.network_size, inferer.tile_size, strict=True)]
-    if inferer.flows(network, grid.network_size[2]):
+    plane = math.prod(sides[:2])
+    if inferer.flows(network, grid.network_size):
         waiting = _BYTES_WAITING[half] + (inferer.steps - 1) * _BYTES_WAITING_A_STEP[half]
-        passing = min(inferer.slices_at_once, grid.network_size[2]) * _BYTES_FLOWING[half]
-        tiles = math.prod(grid.network_size[:2]) * waiting + math.prod(sides[:2]) * passing
+        tiles = plane * (waiting + inferer.slices_at_once * _BYTES_FLOWING[half])
     else:
         per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
-        tiles = math.prod(sides) * inferer.tile_batch_size * per_voxel
+        tiles = plane * sides[2] * inferer.tile_batch_size * per_voxel
     parameters = sum(parameter.numel() for parameter in network.parameters())
     weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
     study = grid.size[2] * _BYTES_PER_SLICE
@@ -150,12 +150,11 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
 
 
 def _planned(key: str, grid: _Grid, inferer: RestorationInferer, network: Restorer, per_voxel: float) -> dict[str, Any]:
-    flows = inferer.flows(network, grid.network_size[2])
-    cut = enumerate(grid.network_size[:2] if flows else grid.network_size)
-    spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in cut]
+    lengths = enumerate([] if inferer.flows(network, grid.network_size) else grid.network_size)
+    spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in lengths]
     voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
-    voxels *= grid.network_size[2] if flows else 1
-    tiles = math.prod(len(axis) for axis in spans)
+    voxels = voxels if spans else math.prod(grid.network_size)
+    tiles = math.prod(len(axis) for axis in spans)  # 1 where slices flow
     return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(voxels * per_voxel)}
 
 

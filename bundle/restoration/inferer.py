@@ -53,10 +53,9 @@ class RestorationInferer(Inferer):
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
         slice_overlap: least number of slices that neighbours repeat; at most half a tile.
-        slices_at_once: so many slices flow through the network at a time, none twice, as in the whole volume
-            (networks.slice_stream), where they are more than a tile has. Tiles are cut along slices with 0, for
-            networks that cannot (`slices_flow`), and for samples, flips and many steps, each of which would hold
-            slices of its own.
+        slices_at_once: of a volume that is deeper than a tile and no larger in plane, so many flow through the
+            network at a time, none twice (networks.slice_stream). With 0, for networks that cannot (`slices_flow`),
+            and for samples, flips and many steps, each of which would hold slices of its own, all is cut into tiles.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         flips: mirror images that one step is averaged over: 1, 2 or 4.
@@ -173,10 +172,12 @@ class RestorationInferer(Inferer):
                 hint="set fewer --steps, or a larger --start_time",
             )
 
-    def flows(self, network: Restorer, depth: int) -> bool:
-        """Whether a volume of `depth` slices will flow through this network, so that nothing is cut along them."""
+    def flows(self, network: Restorer, size: Sequence[int]) -> bool:
+        """Whether a volume of H, W, D will flow through this network: deeper than a tile, and no larger in plane."""
         few = self.num_samples * self.flips == 1 and self.steps <= _MOST_STEPS_FLOWING
-        return depth > self.tile_size[2] and self.slices_at_once > 0 and network.slices_flow and few
+        (height, width, depth), most = size, self.tile_size
+        fits = height <= most[0] and width <= most[1] and depth > most[2]
+        return fits and few and self.slices_at_once > 0 and network.slices_flow
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""
@@ -225,7 +226,7 @@ class RestorationInferer(Inferer):
             skip_air=self.skip_air,
             device=self.device,
         )
-        if self.flows(network, volume.shape[2]):
+        if self.flows(network, volume.shape):
             return passage.flowing(self.slices_at_once)
         return passage.tiled(self.spans(2, 0, volume.shape[2], multiple=1), batch=self.tile_batch_size)
 

@@ -44,28 +44,25 @@ class Passage:
     def flowing(self, at_once: int) -> Finished:
         """Yield finished slices in order; they flow, `at_once` at a time, and come out as those of the whole volume.
 
-        The body's box is that of all slices. Where it is cut in rows or columns each tile has a stream of its own.
+        Rows and columns are not cut; the body's box is that of all slices.
         """
         depth = self.volume.shape[2]
-        whole = Span(0, depth, np.ones(depth, np.float32))
-        slabs = [Span(k, min(k + at_once, depth), whole.weight[:at_once]) for k in range(0, depth, at_once)]
-        tiles = self._tiles(joint_box([self._box(self._slab(slab)) for slab in slabs]), whole)
-        streams = [SliceStream(depth=depth, most=at_once) for _ in tiles]
+        slabs = [_plain(k, min(k + at_once, depth)) for k in range(0, depth, at_once)]
+        box = joint_box([self._box(self._slab(slab)) for slab in slabs])
         assembly = Assembly(self.channels, self.volume.shape[:2])
-        done, nothing = 0 if tiles else depth, Span(depth, depth, whole.weight[:0])
-        coming = self._slabs(slabs)
+        stream, coming, done = SliceStream(depth=depth, most=at_once), self._slabs(slabs), 0 if box else depth
         release_freed_memory()
-        while done < depth:
+        while box and done < depth:
+            nothing = _plain(depth, depth)
             slices, slab, levels = next(coming, (nothing, self._slab(nothing), torch.zeros(0)))
-            for tile, stream in zip(tiles, streams, strict=True):
-                with torch.inference_mode(), stream:
-                    hu = SliceStream.mark(slab[tile.in_plane][None, None].to(self.device), axis=-1, first=slices.start)
-                    level = SliceStream.mark(levels[None].to(self.device), axis=-1, first=slices.start)
-                    change = self.function(hu, level, [(*tile.origin[:2], slices.start)])
-                    first = SliceStream.first(change)
-                done = first + change.shape[-1]
-                here = Span(first, done, whole.weight[first:done])
-                assembly.add(Tile(tile.rows, tile.columns, here), change[0].float().cpu())
+            tile = Tile(_plain(*box[0]), _plain(*box[1]), slices)
+            with torch.inference_mode(), stream:
+                hu = SliceStream.mark(slab[tile.in_plane][None, None].to(self.device), axis=-1, first=slices.start)
+                level = SliceStream.mark(levels[None].to(self.device), axis=-1, first=slices.start)
+                change = self.function(hu, level, [tile.origin])
+                first = SliceStream.first(change)
+            done = first + change.shape[-1]
+            assembly.add(Tile(tile.rows, tile.columns, _plain(first, done)), change[0].float().cpu())
             yield from assembly.finished(done)
         yield from assembly.finished(depth)
 
@@ -128,3 +125,8 @@ class Passage:
             return []
         rows, columns = (self.spans(axis, *box[axis]) for axis in (0, 1))
         return [Tile(row, column, slices) for row in rows for column in columns]
+
+
+def _plain(start: int, stop: int) -> Span:
+    """Voxels that no other tile has a share in."""
+    return Span(start, stop, np.ones(stop - start, np.float32))

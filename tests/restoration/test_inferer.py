@@ -35,7 +35,7 @@ def noise_of(image):
 
 
 def inferer(**options):
-    """In tiles; slices that flow are in test_flowing.py."""
+    """In tiles; slices that flow are in test_passes.py."""
     return RestorationInferer(mixed_precision="off", slices_at_once=0, **options)
 
 
