@@ -1,6 +1,6 @@
 """Peak memory and time of a restoration against the length of the study.
 
-    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset small] [--num_threads 1] [--cheap]
+    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset small] [--num_threads 1] [--cheap] [--tiles]
 
 Long studies are made by repeating a real series with new positions. Each length is restored by a fresh process. Of
 its memory two peaks are printed: what is its own (anonymous; read every 20 ms, Linux only), and all that was resident,
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--cheap", action="store_true")
+    parser.add_argument("--tiles", action="store_true", help="overlapping tiles in place of slices that flow")
     options = parser.parse_args(arguments)
     print("slices    own MB  resident MB   seconds")
     with tempfile.TemporaryDirectory() as name:
@@ -81,6 +82,7 @@ def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) 
     start = ["-c", CHEAP] if options.cheap else ["-m", "bundle"]
     command = [sys.executable, *start, "enhance", str(study), str(out), "--weights_file", str(weights)]
     command += ["--preset", options.preset, "--threads", str(options.num_threads)]
+    command += ["--slices_at_once", "0"] if options.tiles else []
     started = time.monotonic()
     process = os.posix_spawn(sys.executable, command, dict(os.environ))
     own, ended = 0.0, 0

@@ -50,21 +50,28 @@ class Passage:
         slabs = [_plain(k, min(k + at_once, depth)) for k in range(0, depth, at_once)]
         box = joint_box([self._box(self._slab(slab)) for slab in slabs])
         assembly = Assembly(self.channels, self.volume.shape[:2])
-        stream, coming, done = SliceStream(depth=depth, most=at_once), self._slabs(slabs), 0 if box else depth
+        if box is None:
+            yield from assembly.finished(depth)
+            return
+        stream, coming, done, after = (
+            SliceStream(depth=depth, most=at_once),
+            self._slabs(slabs),
+            0,
+            _plain(depth, depth),
+        )
+        rows, columns = (_plain(*limits) for limits in box)
         release_freed_memory()
-        while box and done < depth:
-            nothing = _plain(depth, depth)
-            slices, slab, levels = next(coming, (nothing, self._slab(nothing), torch.zeros(0)))
-            tile = Tile(_plain(*box[0]), _plain(*box[1]), slices)
+        while done < depth:
+            slices, slab, levels = next(coming, (after, self._slab(after), torch.zeros(0)))
+            tile = Tile(rows, columns, slices)
             with torch.inference_mode(), stream:
                 hu = SliceStream.mark(slab[tile.in_plane][None, None].to(self.device), axis=-1, first=slices.start)
                 level = SliceStream.mark(levels[None].to(self.device), axis=-1, first=slices.start)
                 change = self.function(hu, level, [tile.origin])
                 first = SliceStream.first(change)
             done = first + change.shape[-1]
-            assembly.add(Tile(tile.rows, tile.columns, _plain(first, done)), change[0].float().cpu())
+            assembly.add(Tile(rows, columns, _plain(first, done)), change[0].float().cpu())
             yield from assembly.finished(done)
-        yield from assembly.finished(depth)
 
     def tiled(self, slabs: Sequence[Span], *, batch: int) -> Finished:
         """Yield finished slices in order, from overlapping slabs cut into tiles, `batch` of which run at a time."""
