@@ -1,11 +1,11 @@
 """Peak memory and time of a restoration against the length of the study.
 
-    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--preset small] [--num_threads 1] [--cheap] [--tiles]
+    python scripts/bench_memory.py --series SERIES [--slices 50 300 1000] [--num_threads 1] [--tiles] [--cheap]
 
 Long studies are made by repeating a real series with new positions. Each length is restored by a fresh process. Of
 its memory two peaks are printed: what is its own (anonymous; read every 20 ms, Linux only), and all that was resident,
 pages of files and of the working files on disk with it. `small` has the shipped weights, `tiny` its shape, fresh
-weights and a fraction of its cost. `--cheap` puts a multiplication in the network's place and leaves everything else
+weights and a fraction of its cost. `--tiles` cuts where slices would flow. `--cheap` puts a multiplication in the network's place and leaves everything else
 as it is, tiles with it: how memory goes with the length, for lengths that would take hours on a busy machine.
 """
 
