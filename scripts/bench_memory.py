@@ -5,8 +5,9 @@
 Long studies are made by repeating a real series with new positions. Each length is restored by a fresh process. Of
 its memory two peaks are printed: what is its own (anonymous; read every 20 ms, Linux only), and all that was resident,
 pages of files and of the working files on disk with it. `small` has the shipped weights, `tiny` its shape, fresh
-weights and a fraction of its cost. `--tiles` cuts where slices would flow. `--cheap` puts a multiplication in the network's place and leaves everything else
-as it is, tiles with it: how memory goes with the length, for lengths that would take hours on a busy machine.
+weights and a fraction of its cost. `--tiles` cuts into tiles where slices would flow. `--cheap` puts a multiplication
+in the network's place and leaves everything else as it is: how memory goes with the length, for lengths that would
+take hours on a busy machine.
 """
 
 import argparse

@@ -78,6 +78,8 @@ class SliceStream(TorchFunctionMode):
     ) -> Any:
         """Follow the slices through one operation."""
         kwargs, name = kwargs or {}, func.__name__
+        if next(_streamed(kwargs.values()), None) is not None:
+            raise NotStreamable(f"{name} is given slices by keyword")
         if name in _DESCRIBING or next(_streamed(args[:1] if name == "to" else args), None) is None:
             return func(*args, **kwargs)
         if name in _CONVOLUTIONS and args[1].shape[2] > 1:
