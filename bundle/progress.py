@@ -57,6 +57,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._started = self._told = clock()
         self._done = 0
+        self._first: tuple[float, int] | None = None  # when the first steps were done, and how many they were
         self._bar: tqdm | None = None
         if not _quiet and self._stream.isatty():
             self._bar = tqdm(desc=description, total=total, unit=unit, file=self._stream, dynamic_ncols=True)
@@ -64,6 +65,7 @@ class Progress:
     def update(self, steps: int = 1, *, note: str = "") -> None:
         """Count `steps` more; `note` is a short current value, such as a loss."""
         self._done += steps
+        self._first = self._first or (self._clock(), self._done)
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(steps)
@@ -87,9 +89,18 @@ class Progress:
         self._told = self._clock()
         seconds = self._told - self._started
         share = f"{self._done}/{self.total} {self.unit}s" if self.total else f"{self._done} {self.unit}s"
-        left = f", {_spoken(seconds / self._done * (self.total - self._done))} left" if self.total else ""
+        pace = self._seconds_per_step()
+        left = f", {_spoken(pace * (self.total - self._done))} left" if self.total and pace is not None else ""
         after = f", {note}" if note else ""
         print(f"{self.description}: {share} in {_spoken(seconds)}{left}{after}", file=self._stream, flush=True)
+
+    def _seconds_per_step(self) -> float | None:
+        """The pace since the first steps, for beginning takes its time; None while that alone would tell of many."""
+        begun, first = self._first or (self._started, 0)
+        if self._done > first:
+            return (self._told - begun) / (self._done - first)
+        few = self.total is not None and first < self.total / 20
+        return None if few else (self._told - self._started) / max(first, 1)
 
 
 def track(items: Iterable[Item], description: str, *, total: int | None = None, unit: str = "step") -> Iterator[Item]:

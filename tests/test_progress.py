@@ -38,6 +38,28 @@ def test_a_log_gets_a_line_every_few_seconds():
     assert len(lines) == 6
 
 
+def test_what_is_left_follows_the_pace_and_not_the_start():
+    """Where slices flow, the first come out after a minute and the others every few seconds."""
+    stream, clock = io.StringIO(), Clock()
+    with Progress("series", total=300, unit="slice", stream=stream, clock=clock) as bar:
+        for clock.now, slices in ((60.0, 2), (80.0, 8), (100.0, 290)):
+            bar.update(slices)
+    assert stream.getvalue().splitlines() == [
+        "series: 2/300 slices in 1 min 0 s",  # too early to tell
+        "series: 10/300 slices in 1 min 20 s, 12 min 5 s left",
+        "series: 300/300 slices in 1 min 40 s, 0 s left",
+        "series: 300/300 slices in 1 min 40 s, 0 s left",
+    ]
+
+
+def test_the_first_of_few_tells_how_long_the_others_take():
+    stream, clock = io.StringIO(), Clock()
+    bar = Progress("restoring", total=5, unit="volume", stream=stream, clock=clock)
+    clock.now = 60.0
+    bar.update()
+    assert stream.getvalue() == "restoring: 1/5 volumes in 1 min 0 s, 4 min 0 s left\n"
+
+
 def test_short_work_says_nothing_in_a_log():
     stream, clock = io.StringIO(), Clock()
     with Progress("short", total=2, stream=stream, clock=clock) as bar:
