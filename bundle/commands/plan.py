@@ -24,7 +24,8 @@ _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wai
 _TIMED_ROUNDS = 2
 # Rounded up from peaks on a CPU (scripts/bench_inference.py --memory): the process itself, and a tile's voxels, in
 # float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured. Where slices flow, a pixel of
-# the plane holds what waits for other slices, and what each slice of a pass takes (half precision: a part is float32).
+# the plane holds what waits for other slices, and what each slice of a pass takes: from trials in float32 that no
+# command repeats, above what scripts/bench_memory.py finds; half precision is a guess.
 _BASE_GB = 1.0
 _BYTES_PER_TILE_VOXEL = {"small": {False: 670, True: 500}, "full": {False: 10_200, True: 10_200}}
 _BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 12_000, True: 9_000}, {False: 2_100, True: 1_600}
@@ -150,11 +151,13 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
 
 
 def _planned(key: str, grid: _Grid, inferer: RestorationInferer, network: Restorer, per_voxel: float) -> dict[str, Any]:
-    lengths = enumerate([] if inferer.flows(network, grid.network_size) else grid.network_size)
-    spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in lengths]
-    voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
-    voxels = voxels if spans else math.prod(grid.network_size)
-    tiles = math.prod(len(axis) for axis in spans)  # 1 where slices flow
+    if inferer.flows(network, grid.network_size):
+        voxels, tiles = math.prod(grid.network_size), 1
+    else:
+        lengths = enumerate(grid.network_size)
+        spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in lengths]
+        voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
+        tiles = math.prod(len(axis) for axis in spans)
     return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(voxels * per_voxel)}
 
 

@@ -24,7 +24,7 @@ _SLICEWISE = {
     *("silu", "relu", "leaky_relu", "layer_norm", "avg_pool3d", "interpolate", "pad", "cat", "chunk"),
     *("to", "float", "contiguous", "clone", "expand", "expand_as", "zeros_like"),
 }
-_NOT_OF_NOTHING = {*_CONVOLUTIONS, "avg_pool3d", "interpolate", "pad", "layer_norm"}  # torch refuses no slices
+_NOT_OF_NOTHING = {*_CONVOLUTIONS, "avg_pool3d", "interpolate", "pad", "layer_norm"}  # where torch wants a slice
 _DESCRIBING = {"__get__", "__len__", "dim", "numel", "size", "stride", "is_contiguous"}
 
 

@@ -23,7 +23,7 @@ from bundle.restoration.tiles import Span, cut
 
 logger = logging.getLogger(__name__)
 
-_MOST_STEPS_FLOWING = 4  # each holds 2 kB of float32 for a pixel of the plane, the first with what is around it 10
+_MOST_STEPS_FLOWING = 4  # each holds slices of its own; how much: commands.plan
 
 
 @dataclass(frozen=True)

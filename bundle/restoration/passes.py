@@ -60,7 +60,8 @@ class Passage:
             _plain(depth, depth),
         )
         rows, columns = (_plain(*limits) for limits in box)
-        release_freed_memory()
+        if self.device.type == "cpu":
+            release_freed_memory()
         while done < depth:
             slices, slab, levels = next(coming, (after, self._slab(after), torch.zeros(0)))
             tile = Tile(rows, columns, slices)
