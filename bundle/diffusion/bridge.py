@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bundle.diffusion.process import Noise, Predict, check_steps, per_sample
+from bundle.diffusion.process import DiffusionProcess, Noise, Predict, State, per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrownianBridge:
+class BrownianBridge(DiffusionProcess):
     """z_t = (1 - t) clean + t degraded + noise_scale * spread * sqrt(t (1 - t)) * noise.
 
     The network predicts (clean - degraded) / spread, so that its output has unit size at every dose.
@@ -24,7 +24,7 @@ class BrownianBridge:
             uniform in (0, 1).
         residual_std: what the prediction at t = 1 leaves unknown: the standard deviation of clean minus predicted
             latents in units of `spread`, one per latent channel, measured with the trained network; None when it
-            was not measured. With it, several steps draw what few steps otherwise leave out (`sample`).
+            was not measured. With it, several steps draw what few steps otherwise leave out (`advance`).
     """
 
     noise_scale: float = 1.5
@@ -75,10 +75,22 @@ class BrownianBridge:
         start = torch.ones(degraded.shape[0], device=degraded.device)
         return self.to_clean(predict(degraded, start), degraded, degraded, start, spread)
 
-    def sample(
-        self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
-    ) -> torch.Tensor:
-        """Draw a clean latent in `steps` equal steps of time from 1 to 0; one step equals `restore`.
+    def start(self, degraded: torch.Tensor, noise: Noise) -> State:
+        """Return the degraded latent: the bridge begins there."""
+        return (degraded,)
+
+    def advance(
+        self,
+        predict: Predict,
+        state: State,
+        degraded: torch.Tensor,
+        spread: torch.Tensor,
+        *,
+        step: int,
+        steps: int,
+        noise: Noise,
+    ) -> State:
+        """Take one of `steps` equal steps of time from 1 to 0; where there is one, it equals `restore`.
 
         From t to s < t the bridge between clean and z_t is exact (Brownian bridge, conditioned at both ends):
         mean (1 - s/t) clean + (s/t) z_t, variance (noise_scale * spread)^2 s (t - s) / t. The prediction stands in
@@ -87,19 +99,16 @@ class BrownianBridge:
         per step: the optimal variance of Bao et al. 2022 (Analytic-DPM, arXiv:2201.06503) for this bridge. For
         Gaussian data every number of steps is then exact.
         """
-        check_steps(steps, most=self.most_steps)
-        z_t = degraded
-        for step in range(steps):
-            now, then = 1 - step / steps, 1 - (step + 1) / steps
-            t = torch.full((degraded.shape[0],), now, device=degraded.device)
-            clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
-            variance: float | torch.Tensor = self.noise_scale**2 * then * (now - then) / now
-            if self.residual_std is not None and steps > 1:
-                variance = variance + (1 - then / now) ** 2 * self._unknown(now, like=degraded)
-            elif step == steps - 1:
-                return clean
-            z_t = (then / now) * z_t + (1 - then / now) * clean + spread * variance**0.5 * noise(step)
-        return z_t
+        (z_t,) = state
+        now, then = 1 - step / steps, 1 - (step + 1) / steps
+        t = torch.full((degraded.shape[0],), now, device=degraded.device)
+        clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
+        variance: float | torch.Tensor = self.noise_scale**2 * then * (now - then) / now
+        if self.residual_std is not None and steps > 1:
+            variance = variance + (1 - then / now) ** 2 * self._unknown(now, like=degraded)
+        elif step == steps - 1:
+            return (clean,)
+        return ((then / now) * z_t + (1 - then / now) * clean + spread * variance**0.5 * noise(step),)
 
     def _unknown(self, t: float, *, like: torch.Tensor) -> torch.Tensor:
         """Var(clean | z_t) / spread^2 for Gaussian latents, (1, L, 1, ...).

@@ -5,21 +5,20 @@ Own samplers, because those of MONAI 1.6 and monai-generative 0.2.3 take their p
 t - 1000 // n whatever steps were set, and clamp the clean latent to [-1, 1]. Here the previous step is looked up.
 """
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from bundle.diffusion.process import Noise, Predict, check_steps, per_sample
+from bundle.diffusion.process import DiffusionProcess, Noise, Predict, State, per_sample
 
 Parameterisation = Literal["epsilon", "v", "x0"]
 Sampler = Literal["ddim", "ddpm", "dpm_solver"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianDiffusion:
+class GaussianDiffusion(DiffusionProcess):
     """z_t = sqrt(abar_t) clean + sqrt(1 - abar_t) noise, conditional on the degraded latent.
 
     Args:
@@ -110,25 +109,33 @@ class GaussianDiffusion:
         z_t = self._levels(t, degraded)[0] * degraded
         return self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
 
-    def sample(
-        self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
-    ) -> torch.Tensor:
-        """Draw a clean latent over `steps` times spaced evenly from start_time to 0."""
-        check_steps(steps, most=self.most_steps)
-        eta = 1.0 if self.sampler == "ddpm" else self.eta
-        times = torch.linspace(self.start_time, 0.0, steps + 1, dtype=torch.float64).tolist()
-        first = torch.full((degraded.shape[0],), times[0], device=degraded.device)
+    def start(self, degraded: torch.Tensor, noise: Noise) -> State:
+        """Return noise at start_time, and with it the degraded latent where that is below 1."""
+        first = torch.full((degraded.shape[0],), self.start_time, device=degraded.device)
         signal, deviation = self._levels(first, degraded)
-        z_t = deviation * noise(0) + (signal * degraded if self.start_time < 1 else 0.0)
-        before: tuple[float, torch.Tensor] | None = None
-        for step, (now, then) in enumerate(itertools.pairwise(times)):
-            t = torch.full((degraded.shape[0],), now, device=degraded.device)
-            clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
-            if self.sampler == "dpm_solver":
-                z_t, before = self._multistep(z_t, clean, now, then, before), (now, clean)
-            else:
-                z_t = self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None)
-        return z_t
+        return (deviation * noise(0) + (signal * degraded if self.start_time < 1 else 0.0),)
+
+    def advance(
+        self,
+        predict: Predict,
+        state: State,
+        degraded: torch.Tensor,
+        spread: torch.Tensor,
+        *,
+        step: int,
+        steps: int,
+        noise: Noise,
+    ) -> State:
+        """Go to the next of `steps` times, spaced evenly from start_time to 0; DPM-Solver++ keeps `clean`, too."""
+        times = torch.linspace(self.start_time, 0.0, steps + 1, dtype=torch.float64).tolist()
+        z_t, (now, then) = state[0], times[step : step + 2]
+        t = torch.full((degraded.shape[0],), now, device=degraded.device)
+        clean = self.to_clean(predict(z_t, t), z_t, degraded, t, spread)
+        if self.sampler == "dpm_solver":
+            before = (times[step - 1], state[1]) if step else None
+            return self._multistep(z_t, clean, now, then, before), clean
+        eta = 1.0 if self.sampler == "ddpm" else self.eta
+        return (self._step(z_t, clean, now, then, eta, noise(step + 1) if eta > 0 and then > 0 else None),)
 
     def _multistep(
         self,

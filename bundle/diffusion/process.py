@@ -13,6 +13,8 @@ import torch
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # step number -> standard normal noise of the latent's shape; a function, so that noise can be tied to positions.
 Noise = Callable[[int], torch.Tensor]
+# What a sampler takes from one step to the next: the latent first, and what else its method needs.
+State = tuple[torch.Tensor, ...]
 
 
 class DiffusionProcess(Protocol):
@@ -52,10 +54,46 @@ class DiffusionProcess(Protocol):
     def restore(self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         """Return the deterministic one-step restoration."""
 
+    def start(self, degraded: torch.Tensor, noise: Noise) -> State:
+        """Return what sampling starts from."""
+
+    def advance(
+        self,
+        predict: Predict,
+        state: State,
+        degraded: torch.Tensor,
+        spread: torch.Tensor,
+        *,
+        step: int,
+        steps: int,
+        noise: Noise,
+    ) -> State:
+        """Return the state after step number `step`, from 0, of `steps`: after the last one, the clean latent first."""
+
     def sample(
         self, predict: Predict, degraded: torch.Tensor, spread: torch.Tensor, *, steps: int, noise: Noise
     ) -> torch.Tensor:
         """Draw a clean latent in `steps` evaluations of `predict`."""
+        return self.run(predict, (), degraded, spread, part=range(steps), steps=steps, noise=noise)[0]
+
+    def run(
+        self,
+        predict: Predict,
+        state: State,
+        degraded: torch.Tensor,
+        spread: torch.Tensor,
+        *,
+        part: range,
+        steps: int,
+        noise: Noise,
+    ) -> State:
+        """Return the state after the steps in `part`; `state` is that before them, of no meaning before the first."""
+        check_steps(steps, most=self.most_steps)
+        if part.start == 0:
+            state = self.start(degraded, noise)
+        for step in part:
+            state = self.advance(predict, state, degraded, spread, step=step, steps=steps, noise=noise)
+        return state
 
 
 def per_sample(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ output = y + decode(z) - decode(z_y) + refiner: what the autoencoder gets wrong 
 changes nothing the input comes back.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle.diffusion.process import DiffusionProcess, Noise
+from bundle.diffusion.process import DiffusionProcess, Noise, State
 from bundle.networks.autoencoder import Autoencoder
 from bundle.networks.denoiser import Denoiser
 from bundle.networks.noise_estimate import noise_level as estimate_noise_level
@@ -109,7 +110,12 @@ class Restorer(nn.Module):
             spacing_mm: (B, 3) along H, W, D; None stands for a typical scan.
             noise_level: standard deviation of the noise per slice in HU, (B, D); None estimates it from x.
         """
-        return self._restore(x, spacing_mm, noise_level, steps=None, noise=None)
+        conditions, size = self._conditioned(x, spacing_mm, noise_level)
+        latent = conditions.latent
+        if self.use_denoiser:
+            predict = functools.partial(self.predict, conditions)
+            latent = self.process.restore(predict, conditions.latent, conditions.spread)
+        return self._finished(conditions, latent, size)
 
     def sample(
         self,
@@ -136,10 +142,52 @@ class Restorer(nn.Module):
         def draw(_: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator, device=generator.device if generator else None)
 
-        def on_device(step: int) -> torch.Tensor:  # noise tied to positions is made on the CPU
-            return (noise or draw)(step).to(x.device)
+        (restored,) = self.advance(
+            x,
+            (),
+            part=range(steps),
+            steps=steps,
+            noise=noise or draw,
+            spacing_mm=spacing_mm,
+            noise_level=noise_level,
+        )
+        return restored
 
-        return self._restore(x, spacing_mm, noise_level, steps=steps, noise=on_device)
+    def advance(
+        self,
+        x: torch.Tensor,
+        state: State,
+        *,
+        part: range,
+        steps: int,
+        noise: Noise,
+        spacing_mm: torch.Tensor | None = None,
+        noise_level: torch.Tensor | None = None,
+    ) -> State:
+        """Take a part of the steps of a draw: latents (B, L, h, w, D), and after the last step the restoration alone.
+
+        Args:
+            x: network units (B, C, H, W, D).
+            state: what the part before returned; () before the first.
+            part: numbers of the steps to take.
+            steps: how many there are in all.
+            noise: as in `sample`.
+            spacing_mm: as in `forward`.
+            noise_level: as in `forward`.
+        """
+
+        def on_device(step: int) -> torch.Tensor:  # noise tied to positions is made on the CPU
+            return noise(step).to(x.device)
+
+        conditions, size = self._conditioned(x, spacing_mm, noise_level)
+        if self.use_denoiser:
+            predict = functools.partial(self.predict, conditions)
+            state = self.process.run(
+                predict, state, conditions.latent, conditions.spread, part=part, steps=steps, noise=on_device
+            )
+        else:
+            state = (conditions.latent,)
+        return state if part.stop < steps else (self._finished(conditions, state[0], size),)
 
     def latent_shape(self, x: torch.Tensor) -> tuple[int, int, int, int, int]:
         """Shape (B, L, h, w, D) of the latents that x (B, C, H, W, D) is restored in, rows and columns padded."""
@@ -215,33 +263,20 @@ class Restorer(nn.Module):
         parts = self.units.from_hu(volume_hu).split(2)
         return torch.cat([self.autoencoder.distribution(part)[0] for part in parts])
 
-    def _restore(
-        self,
-        x: torch.Tensor,
-        spacing_mm: torch.Tensor | None,
-        noise_level: torch.Tensor | None,
-        *,
-        steps: int | None,
-        noise: Noise | None,
-    ) -> torch.Tensor:
-        padded, (height, width) = self._pad(x)
+    def _conditioned(
+        self, x: torch.Tensor, spacing_mm: torch.Tensor | None, noise_level: torch.Tensor | None
+    ) -> tuple[Conditions, tuple[int, int]]:
+        """Conditions of the padded input, and the rows and columns it had."""
+        padded, size = self._pad(x)
         if noise_level is None:  # before padding, which repeats the border
             noise_level = estimate_noise_level(self.units.to_hu(x))
-        conditions = self.conditions(padded, spacing_mm, noise_level)
-        latent = self._restored_latent(conditions, steps, noise) if self.use_denoiser else conditions.latent
+        return self.conditions(padded, spacing_mm, noise_level), size
+
+    def _finished(self, conditions: Conditions, latent: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         restored = self.unrefined(conditions, latent)
         if self.use_refiner:
             restored = self.refined(conditions, restored)
-        return restored[:, :, :height, :width]
-
-    def _restored_latent(self, conditions: Conditions, steps: int | None, noise: Noise | None) -> torch.Tensor:
-        def predict(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return self.predict(conditions, z_t, t)
-
-        if steps is None:
-            return self.process.restore(predict, conditions.latent, conditions.spread)
-        assert noise is not None
-        return self.process.sample(predict, conditions.latent, conditions.spread, steps=steps, noise=noise)
+        return restored[:, :, : size[0], : size[1]]
 
     def _pad(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         height, width = x.shape[2:4]

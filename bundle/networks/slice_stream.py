@@ -22,7 +22,7 @@ _SLICEWISE = {
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__pow__", "__neg__"),
     *("add", "sub", "rsub", "mul", "div", "pow", "square", "sqrt", "exp", "log", "clamp", "clamp_min"),
     *("silu", "relu", "leaky_relu", "layer_norm", "avg_pool3d", "interpolate", "pad", "cat", "chunk"),
-    *("to", "float", "contiguous", "clone", "expand", "expand_as", "zeros_like"),
+    *("to", "float", "contiguous", "clone", "expand", "expand_as", "zeros_like", "flip"),
 }
 _NOT_OF_NOTHING = {*_CONVOLUTIONS, "avg_pool3d", "interpolate", "pad", "layer_norm"}  # where torch wants a slice
 _DESCRIBING = {"__get__", "__len__", "dim", "numel", "size", "stride", "is_contiguous"}
@@ -178,13 +178,14 @@ def _streamed(args: Any) -> Iterator[torch.Tensor]:
 
 def _exchanged(args: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same arguments with every marked tensor exchanged."""
+    # No function inside that calls itself: it would be a cycle, and hold all these tensors until it is collected.
+    return type(args)(_exchanged_one(value, change) for value in args)
 
-    def exchanged(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and hasattr(value, "_slices"):
-            return change(value)
-        return type(value)(map(exchanged, value)) if isinstance(value, (list, tuple)) else value
 
-    return tuple(exchanged(value) for value in args)
+def _exchanged_one(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor) and hasattr(value, "_slices"):
+        return change(value)
+    return _exchanged(value, change) if isinstance(value, (list, tuple)) else value
 
 
 def _plane(x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any, output_padding: Any | None) -> list[int]:
@@ -216,6 +217,10 @@ def _check_slicewise(name: str, args: Any, dimensions: int, axis: int) -> None:
     """Refuse what these operations can, but must not, do along slices."""
     if name == "layer_norm" and axis >= dimensions - len(args[1]):
         raise NotStreamable("a norm over slices")
+    if name == "flip" and axis in {
+        n % dimensions for n in (args[1] if isinstance(args[1], (list, tuple)) else args[1:])
+    }:
+        raise NotStreamable("slices in the opposite order")
     if name == "avg_pool3d" and (axis < 2 or args[1][axis - 2] != 1):
         raise NotStreamable("an average over slices")
 

@@ -182,7 +182,7 @@ class LoadedRestorer:
                     deviation = True
                     maps[1][..., piece.slices] = piece.deviation
                 if bar is not None:
-                    bar.update(piece.difference.shape[-1])
+                    bar.update(piece.worked)
         native = self._native(maps, prepared)
         if self.consistent and source is not None:
             make_consistent(native[0], source)

@@ -255,8 +255,7 @@ class RestorationEvaluator(SeriesEvaluator):
                     if values is not None:
                         array[..., piece.slices] = values.numpy()
                         let_go(array[..., piece.slices])
-                let_go(volume[..., piece.slices].numpy())
-                progress.update(piece.difference.shape[-1])
+                progress.update(piece.worked)
         tensors = [torch.from_numpy(array)[None] for array in maps]
         return tensors[0], tensors[1] if len(tensors) > 1 else None
 

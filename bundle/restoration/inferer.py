@@ -1,6 +1,7 @@
 """From HU to HU: a network applied to volumes of any size, tile by tile and slab by slab."""
 
 import copy
+import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -11,19 +12,18 @@ from monai.inferers import Inferer
 
 from bundle.configuration import checked_number, three_numbers
 from bundle.diffusion.bridge import BrownianBridge
-from bundle.diffusion.noise import PositionalNoise
-from bundle.diffusion.process import Noise
+from bundle.diffusion.process import State
 from bundle.errors import BundleError
 from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.restorer import Restorer
-from bundle.networks.slice_stream import SliceStream
-from bundle.restoration.mirrors import COUNTS, mean_over_flips
-from bundle.restoration.passes import Finished, Passage, TileFunction
+from bundle.pages import Pages, plain_pages
+from bundle.restoration.draws import STEPS_OF_A_LEG, Draw, Leg
+from bundle.restoration.mirrors import COUNTS, FLIPS
+from bundle.restoration.passes import Finished, Passage
+from bundle.restoration.rounds import Rounds
 from bundle.restoration.tiles import Span, cut
 
 logger = logging.getLogger(__name__)
-
-_MOST_STEPS_FLOWING = 4  # each holds slices of its own; how much: commands.plan
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Piece:
         first: number of the first slice.
         difference: restored minus input, HU (H, W, d), float32.
         deviation: standard deviation over the samples, HU (H, W, d); None with one sample.
+        worked: slices' worth of work since the piece before, for progress; of all pieces, the volume's slices.
     """
 
     first: int
     difference: torch.Tensor
     deviation: torch.Tensor | None
+    worked: int
 
     @property
     def slices(self) -> slice:
@@ -53,9 +55,9 @@ class RestorationInferer(Inferer):
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
         slice_overlap: least number of slices that neighbours repeat; at most half a tile.
-        slices_at_once: of a volume that is deeper than a tile and no larger in plane, so many flow through the
-            network at a time, none twice (networks.slice_stream). With 0, for networks that cannot (`slices_flow`),
-            and for samples, flips and many steps, each of which would hold slices of its own, all is cut into tiles.
+        slices_at_once: of a volume that is deeper than a tile, so many flow through the network at a time, none twice
+            (networks.slice_stream); tiles then cut rows and columns only. With 0, and for networks that cannot
+            (`slices_flow`), slices are cut into tiles as well.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         flips: mirror images that one step is averaged over: 1, 2 or 4.
@@ -64,6 +66,7 @@ class RestorationInferer(Inferer):
         skip_air: leave out what lies outside the body's box; nothing is changed there.
         mixed_precision: 'auto', 'bf16', 'fp16' or 'off'.
         device: where the network runs.
+        scratch: where samples, mirror images and many steps of slices that flow are kept.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class RestorationInferer(Inferer):
         skip_air: bool = False,
         mixed_precision: str = "auto",
         device: torch.device | str = "cpu",
+        scratch: Pages = plain_pages,
     ) -> None:
         super().__init__()
         if flips not in COUNTS:
@@ -99,6 +103,7 @@ class RestorationInferer(Inferer):
         self.skip_air = skip_air
         self.precision: Precision = resolve_precision(mixed_precision, device)
         self.device = torch.device(device)
+        self.scratch = scratch
 
     def __call__(  # type: ignore[override]
         self,
@@ -144,11 +149,10 @@ class RestorationInferer(Inferer):
             BundleError: as `require_fit` does.
         """
         self.require_fit(network)
-        function = self._restoration(network, spacing_mm)
-        channels = 2 if self.num_samples > 1 else 1
-        passing = self._run(volume, network, function, noise_level, channels=channels)
-        for first, values in passing:
-            yield Piece(first, values[0], values[1] if channels == 2 else None)
+        most = STEPS_OF_A_LEG if self.flows(network, volume.shape) else None
+        draws = [draw.legs(most) for draw in self._draws(network, spacing_mm)]
+        for first, values, worked in self._run(volume, network, draws, noise_level):
+            yield Piece(first, values[0], values[1] if len(values) == 2 else None, worked)
 
     def require_fit(self, network: Restorer) -> None:
         """Refuse settings that this network's process cannot work with.
@@ -173,11 +177,8 @@ class RestorationInferer(Inferer):
             )
 
     def flows(self, network: Restorer, size: Sequence[int]) -> bool:
-        """Whether a volume of H, W, D will flow through this network: deeper than a tile, and no larger in plane."""
-        few = self.num_samples * self.flips == 1 and self.steps <= _MOST_STEPS_FLOWING
-        (height, width, depth), most = size, self.tile_size
-        fits = height <= most[0] and width <= most[1] and depth > most[2]
-        return fits and few and self.slices_at_once > 0 and network.slices_flow
+        """Whether a volume of H, W, D will flow through this network: deeper than a tile."""
+        return size[2] > self.tile_size[2] and self.slices_at_once > 0 and network.slices_flow
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""
@@ -195,15 +196,15 @@ class RestorationInferer(Inferer):
     def reconstruct(self, inputs: torch.Tensor, network: Restorer) -> torch.Tensor:
         """Return decode(encode(inputs)), HU (B, 1, H, W, D), by the same tiles: the autoencoder's ceiling."""
 
-        def reconstruct(tile_hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[object]) -> torch.Tensor:
+        def reconstruct(tile_hu: torch.Tensor, *_: object) -> State:
             with self.precision.autocast():
                 decoded = network.reconstruct(network.units.from_hu(tile_hu))
-            return network.linear.to_hu(decoded.float()) - tile_hu
+                return (network.linear.to_hu(decoded.float()) - tile_hu,)
 
         result = inputs.float().clone()
         for number, volume in enumerate(inputs[:, 0]):
             level = torch.zeros(volume.shape[-1])
-            for first, values in self._run(volume, network, reconstruct, level, channels=1):
+            for first, values, _ in self._run(volume, network, [[reconstruct]], level):
                 result[number, 0, ..., first : first + values.shape[-1]] += values[0].to(result.device)
         return result
 
@@ -211,65 +212,25 @@ class RestorationInferer(Inferer):
         self,
         volume: torch.Tensor,
         network: Restorer,
-        function: TileFunction,
+        draws: Sequence[Sequence[Leg]],
         noise_level: torch.Tensor | None,
-        *,
-        channels: int,
-    ) -> Finished:
+    ) -> Iterator[Finished]:
         passage = Passage(
             volume=volume,
             noise_level=noise_level,
-            function=function,
-            channels=channels,
+            draws=draws,
+            deviation=self.num_samples > 1 and len(draws) > 1,
             spans=functools.partial(self.spans, multiple=network.multiple),
             multiple=network.multiple,
             skip_air=self.skip_air,
             device=self.device,
         )
         if self.flows(network, volume.shape):
-            return passage.flowing(self.slices_at_once)
+            return Rounds(passage, at_once=self.slices_at_once, pages=self.scratch).flowing()
         return passage.tiled(self.spans(2, 0, volume.shape[2], multiple=1), batch=self.tile_batch_size)
 
-    def _restoration(self, network: Restorer, spacing_mm: torch.Tensor | None) -> TileFunction:
-        def restore(
-            tile_hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[tuple[int, int, int]]
-        ) -> torch.Tensor:
-            x = network.units.from_hu(tile_hu)
-            spacing = None if spacing_mm is None else spacing_mm.to(x.device).expand(x.shape[0], 3)
-
-            def change(restored: torch.Tensor) -> torch.Tensor:
-                return network.linear.to_hu(restored.float()) - tile_hu
-
-            with self.precision.autocast():
-                if self.steps == 1 and self.num_samples == 1:
-                    return change(
-                        mean_over_flips(lambda image: network(image, spacing, levels).float(), x, flips=self.flips)
-                    )
-                shape, factor = network.latent_shape(x), network.autoencoder.factor
-                places = [(row // factor, column // factor, k) for row, column, k in origins]
-
-                def noise(draw: int) -> Noise:
-                    at = PositionalNoise(seed=self.seed, draw=draw).at(places, shape)
-                    return lambda step: SliceStream.mark(at(step), axis=-1, first=origins[0][2])
-
-                draws = (
-                    change(
-                        network.sample(x, steps=self.steps, noise=noise(draw), spacing_mm=spacing, noise_level=levels)
-                    )
-                    for draw in range(self.num_samples)
-                )
-                return next(draws) if self.num_samples == 1 else _mean_and_deviation(draws)
-
-        return restore
-
-
-def _mean_and_deviation(draws: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Mean and standard deviation (n - 1) of draws (B, 1, ...), as (B, 2, ...), one draw in memory (Welford 1962)."""
-    mean = next(draws).clone()
-    squares, count = torch.zeros_like(mean), 1
-    for draw in draws:
-        count += 1
-        step = draw - mean
-        mean += step / count
-        squares += step * (draw - mean)
-    return torch.cat([mean, (squares / max(count - 1, 1)).sqrt()], dim=1)
+    def _draws(self, network: Restorer, spacing_mm: torch.Tensor | None) -> list[Draw]:
+        draw = Draw(network=network, spacing_mm=spacing_mm, precision=self.precision, seed=self.seed)
+        if self.steps == 1 and self.num_samples == 1:
+            return [dataclasses.replace(draw, axes=axes) for axes in FLIPS[: self.flips]]
+        return [dataclasses.replace(draw, steps=self.steps, number=number) for number in range(self.num_samples)]

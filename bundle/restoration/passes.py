@@ -1,82 +1,70 @@
-"""A volume's way through a network: its slices flow through, or it is cut into overlapping tiles."""
+"""A volume and what is applied to it, in overlapping tiles; for slices that flow see restoration.rounds."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from bundle.diffusion.process import State
 from bundle.metrics.noise import noise_level as estimate_noise
 from bundle.networks.precision import release_freed_memory
-from bundle.networks.slice_stream import SliceStream
-from bundle.restoration.region import Box, dense_box, joint_box
+from bundle.pages import let_go
+from bundle.restoration.draws import Leg, deviation, take_in
+from bundle.restoration.region import Box, dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile
 
-# (HU (B, 1, h, w, d), noise level (B, d), origins of the tiles) -> change (B, channels, h, w, d) in HU.
-TileFunction = Callable[[torch.Tensor, torch.Tensor, Sequence[tuple[int, int, int]]], torch.Tensor]
-Finished = Iterator[tuple[int, torch.Tensor]]  # number of the first slice, change (channels, H, W, d)
+
+class Finished(NamedTuple):
+    """What a passage yields.
+
+    Attributes:
+        first: number of the first slice.
+        values: mean change, and its deviation where that was asked for, HU (channels, H, W, d); d may be 0.
+        worked: slices' worth of work since the one before; over all of a volume the number of its slices.
+    """
+
+    first: int
+    values: torch.Tensor
+    worked: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class Passage:
     """One volume and what is applied to it.
 
-    Attributes:
+    Args:
         volume: HU (H, W, D), any number type; slabs of it are converted.
         noise_level: HU per slice (D,); None measures it slice by slice.
-        function: applied to tiles.
-        channels: what it returns has so many.
+        draws: the legs of each image that the result is the mean of.
+        deviation: give that of the images, too.
         spans: (axis 0 rows or 1 columns, first voxel, one past the last) to tiles along that axis.
         multiple: tiles start at multiples of it.
         skip_air: leave out what lies outside the body's box.
-        device: where the function runs.
+        device: where the network runs.
     """
 
-    volume: torch.Tensor
-    noise_level: torch.Tensor | None
-    function: TileFunction
-    channels: int
-    spans: Callable[[int, int, int], list[Span]]
-    multiple: int
-    skip_air: bool
-    device: torch.device
+    def __init__(
+        self,
+        *,
+        volume: torch.Tensor,
+        noise_level: torch.Tensor | None,
+        draws: Sequence[Sequence[Leg]],
+        deviation: bool,
+        spans: Callable[[int, int, int], list[Span]],
+        multiple: int,
+        skip_air: bool,
+        device: torch.device,
+    ) -> None:
+        self.volume, self.draws, self.deviation = volume, draws, deviation
+        self.spans, self.multiple, self.skip_air, self.device = spans, multiple, skip_air, device
+        self.depth = volume.shape[2]
+        self._levels = np.full(self.depth, np.nan, np.float32)
+        if noise_level is not None:
+            self._levels[:] = noise_level.float().cpu().numpy()
 
-    def flowing(self, at_once: int) -> Finished:
-        """Yield finished slices in order; they flow, `at_once` at a time, and come out as those of the whole volume.
-
-        Rows and columns are not cut; the body's box is that of all slices.
-        """
-        depth = self.volume.shape[2]
-        slabs = [_plain(k, min(k + at_once, depth)) for k in range(0, depth, at_once)]
-        box = joint_box([self._box(self._slab(slab)) for slab in slabs])
-        assembly = Assembly(self.channels, self.volume.shape[:2])
-        if box is None:
-            yield from assembly.finished(depth)
-            return
-        stream, coming, done, after = (
-            SliceStream(depth=depth, most=at_once),
-            self._slabs(slabs),
-            0,
-            _plain(depth, depth),
-        )
-        rows, columns = (_plain(*limits) for limits in box)
-        if self.device.type == "cpu":
-            release_freed_memory()
-        while done < depth:
-            slices, slab, levels = next(coming, (after, self._slab(after), torch.zeros(0)))
-            tile = Tile(rows, columns, slices)
-            with torch.inference_mode(), stream:
-                hu = SliceStream.mark(slab[tile.in_plane][None, None].to(self.device), axis=-1, first=slices.start)
-                level = SliceStream.mark(levels[None].to(self.device), axis=-1, first=slices.start)
-                change = self.function(hu, level, [tile.origin])
-                first = SliceStream.first(change)
-            done = first + change.shape[-1]
-            assembly.add(Tile(rows, columns, _plain(first, done)), change[0].float().cpu())
-            yield from assembly.finished(done)
-
-    def tiled(self, slabs: Sequence[Span], *, batch: int) -> Finished:
+    def tiled(self, slabs: Sequence[Span], *, batch: int) -> Iterator[Finished]:
         """Yield finished slices in order, from overlapping slabs cut into tiles, `batch` of which run at a time."""
-        assembly = Assembly(self.channels, self.volume.shape[:2])
+        assembly = self.assembly()
         waiting: list[tuple[Tile, torch.Tensor, torch.Tensor]] = []
         former: tuple[int, ...] | None = None
 
@@ -89,52 +77,71 @@ class Passage:
             former = waiting[0][0].shape
             inputs_hu = torch.stack([image for _, image, _ in waiting])[:, None].to(self.device)
             levels = torch.stack([level for _, _, level in waiting]).to(self.device)
-            with torch.inference_mode():
-                changes = self.function(inputs_hu, levels, [tile.origin for tile, _, _ in waiting]).float().cpu()
-            for (tile, _, _), change in zip(waiting, changes, strict=True):
+            changes = self._mean(inputs_hu, levels, [tile.origin for tile, _, _ in waiting])
+            for (tile, _, _), change in zip(waiting, changes.float().cpu(), strict=True):
                 assembly.add(tile, change)
             waiting.clear()
 
-        for slices, slab, level in self._slabs(slabs):
+        for slices in slabs:
+            slab = self.slab(slices.start, slices.stop)
+            level = self.level(slices.start, slab)
             # Slabs come in order: nothing that comes later reaches slices before this one's first.
             if not waiting:
-                yield from assembly.finished(slices.start)
-            for tile in self._tiles(self._box(slab), slices):
+                yield from told(assembly, slices.start)
+            for tile in self.tiles(self.box(slab), slices):
                 if len(waiting) == batch or (waiting and waiting[0][0].shape != tile.shape):
                     work_off()
-                    yield from assembly.finished(slices.start)
+                    yield from told(assembly, slices.start)
                 waiting.append((tile, slab[tile.in_plane], level))
         work_off()
-        yield from assembly.finished(self.volume.shape[2])
+        yield from told(assembly, self.depth)
 
-    def _slab(self, slices: Span) -> torch.Tensor:
-        return self.volume[..., slices.start : slices.stop].to(torch.float32)
+    def _mean(self, hu: torch.Tensor, levels: torch.Tensor, origins: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """Mean of the images of tiles, and their deviation where asked for, (B, channels, h, w, d)."""
+        mean, squares = torch.zeros_like(hu), torch.zeros_like(hu) if self.deviation else None
+        with torch.inference_mode():
+            for count, legs in enumerate(self.draws, 1):
+                state: State = ()
+                for leg in legs:
+                    state = leg(hu, levels, origins, state)
+                take_in(state[0], mean, squares, count=count)
+            return mean if squares is None else torch.cat([mean, deviation(squares, len(self.draws))], dim=1)
 
-    def _slabs(self, slabs: Sequence[Span]) -> Iterator[tuple[Span, torch.Tensor, torch.Tensor]]:
-        """Slabs in order: where along the slices, HU (H, W, d), noise levels (d,)."""
-        levels = np.full(self.volume.shape[2], np.nan, np.float32)
-        if self.noise_level is not None:
-            levels[:] = self.noise_level.float().cpu().numpy()
-        for slices in slabs:
-            slab = self._slab(slices)
-            fresh = [k for k in range(slices.start, slices.stop) if np.isnan(levels[k])]
-            if fresh:  # the overlap's were measured with the slab before
-                levels[fresh] = estimate_noise(slab[..., fresh[0] - slices.start :].cpu().numpy())
-            yield slices, slab, torch.from_numpy(levels[slices.start : slices.stop].copy())
+    def assembly(self) -> Assembly:
+        """Return where tiles of this volume are added up."""
+        return Assembly(1 + self.deviation, self.volume.shape[:2])
 
-    def _box(self, slab: torch.Tensor) -> Box | None:
+    def slab(self, start: int, stop: int) -> torch.Tensor:
+        """HU (H, W, d), float32."""
+        part = self.volume[..., start:stop]
+        slab = part.to(torch.float32)
+        if part.device.type == "cpu" and slab is not part:
+            let_go(part.numpy())
+        return slab
+
+    def level(self, start: int, slab: torch.Tensor) -> torch.Tensor:
+        """Noise levels (d,), HU; those that a slab before had are not measured again."""
+        levels = self._levels[start : start + slab.shape[-1]]
+        fresh = np.flatnonzero(np.isnan(levels))
+        if len(fresh):
+            levels[fresh] = estimate_noise(slab[..., fresh].cpu().numpy())
+        return torch.from_numpy(levels.copy())
+
+    def box(self, slab: torch.Tensor) -> Box | None:
         """Rows and columns of a slab (H, W, d) that the network is given; None where it is air."""
         if self.skip_air:
             return dense_box(slab, multiple=self.multiple)
         return (0, slab.shape[0]), (0, slab.shape[1])
 
-    def _tiles(self, box: Box | None, slices: Span) -> list[Tile]:
+    def tiles(self, box: Box | None, slices: Span) -> list[Tile]:
+        """Return the tiles of a box in these slices; none where it is air."""
         if box is None:
             return []
         rows, columns = (self.spans(axis, *box[axis]) for axis in (0, 1))
         return [Tile(row, column, slices) for row in rows for column in columns]
 
 
-def _plain(start: int, stop: int) -> Span:
-    """Voxels that no other tile has a share in."""
-    return Span(start, stop, np.ones(stop - start, np.float32))
+def told(assembly: Assembly, before: int) -> Iterator[Finished]:
+    """Yield what is finished before that slice, its slices as the work done for it."""
+    for first, values in assembly.finished(before):
+        yield Finished(first, values, values.shape[-1])

@@ -1,27 +1,23 @@
 """Restorations whose slices flow are those of the whole volume, to rounding: there is no seam."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from phantom_series import phantom_hu
+from shaken_networks import shaken
 
 from bundle.networks.acceleration import accelerated
 from bundle.networks.presets import build_restorer
+from bundle.networks.slice_stream import SliceStream
+from bundle.pages import Scratch
+from bundle.restoration import rounds
 from bundle.restoration.inferer import RestorationInferer
 
 SIZE = (48, 48, 23)
 DEPTH = SIZE[2]
 WHOLE = {"slices_at_once": 0, "tile_size": (4096, 4096, 4096)}
-
-
-def shaken(**options):
-    """A network whose weights are far from their start, so that every convolution sees its neighbours."""
-    torch.manual_seed(0)
-    restorer = build_restorer("tiny", **options).eval()
-    with torch.no_grad():
-        for part in (restorer.autoencoder, restorer.denoiser, restorer.refiner):
-            for parameter in part.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    return restorer
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +56,72 @@ def test_few_steps(volume, network, steps):
     assert difference(volume, network, {"slices_at_once": 4}, steps=steps) < 0.02
 
 
-@pytest.mark.parametrize("options", [{"steps": 5}, {"steps": 2, "num_samples": 2}, {"flips": 2}])
-def test_what_would_hold_many_slices_is_cut_into_tiles(network, options):
-    assert inferer().flows(network, SIZE) and not inferer(**options).flows(network, SIZE)
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 6}, {"steps": 9}, {"steps": 2, "num_samples": 3}, {"steps": 5, "num_samples": 2}, {"flips": 4}],
+)
+def test_steps_samples_and_flips_in_rounds(volume, network, options):
+    assert difference(volume, network, {"slices_at_once": 4}, **options) < 0.02
 
 
-def test_what_fits_a_tile_is_restored_in_one_and_larger_planes_are_cut(network):
-    assert not inferer(tile_size=(512, 32, 1)).flows(network, SIZE)
+def test_the_deviation_of_samples(volume, network):
+    found = []
+    for flow in ({"slices_at_once": 4}, WHOLE):
+        pieces = inferer(**flow, steps=2, num_samples=3).pieces(volume[0, 0], network)
+        found.append(torch.cat([piece.deviation for piece in pieces if piece.worked == 0 or flow is WHOLE], dim=-1))
+    assert found[0].mean() > 0.1
+    torch.testing.assert_close(*found, atol=0.01, rtol=0.001)
+
+
+def test_planes_that_are_too_large_are_cut_and_their_slices_flow(volume, network):
+    """Beside tiles of the same rows and columns that hold all slices."""
+    cut = {"tile_size": (32, 40, 1), "overlap": 0.5}
+    flowing = restored(volume, network, slices_at_once=4, **cut)
+    tiles = restored(volume, network, slices_at_once=0, **{**cut, "tile_size": (32, 40, DEPTH)})
+    torch.testing.assert_close(flowing, tiles, atol=0.01, rtol=0)
+    assert not torch.equal(flowing, restored(volume, network, **WHOLE)), "the borders of tiles can be told"
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 9}, {"steps": 2, "num_samples": 3}, {"tile_size": (32, 40, 1)}])
+def test_the_work_adds_up_to_the_volume_s_slices(volume, network, options):
+    worked = [piece.worked for piece in inferer(slices_at_once=4, **options).pieces(volume[0, 0], network)]
+    assert sum(worked) == DEPTH and max(worked) <= 4
+
+
+def test_what_is_kept_between_rounds_lies_where_it_is_told(volume, network, tmp_path):
+    asked = []
+
+    def pages(shape, kind):
+        asked.append((shape, kind))
+        return Scratch(tmp_path)(shape, kind)
+
+    options = {"slices_at_once": 4, "steps": 6, "num_samples": 2}
+    on_disk = restored(volume, network, scratch=pages, **options)
+    assert torch.equal(on_disk, restored(volume, network, **options))
+    latent = network.latent_shape(volume)
+    # Mean and squares of the draws, and the latent of each draw between its two legs.
+    image = ((DEPTH, 1, 48, 48), np.float32)
+    assert asked == [image, image, *[((DEPTH, *latent[1:4]), np.float32)] * 2]
+
+
+def test_one_round_keeps_nothing(volume, network):
+    def pages(shape, kind):
+        raise AssertionError("nothing is to be kept")
+
+    restored(volume, network, slices_at_once=4, steps=4, scratch=pages)
+
+
+def test_what_fits_a_tile_is_restored_in_one(network):
     assert not inferer(tile_size=(512, 512, DEPTH)).flows(network, SIZE)
     assert inferer(tile_size=(512, 512, DEPTH)).flows(network, (48, 48, DEPTH + 1))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
-@pytest.mark.parametrize("start_time", [1.0, 0.4])
-def test_every_sampler(volume, sampler, start_time):
+@pytest.mark.parametrize(("start_time", "steps"), [(1.0, 3), (0.4, 3), (1.0, 6)])
+def test_every_sampler(volume, sampler, start_time, steps):
     network = shaken(sampler=sampler, start_time=start_time, eta=0.5 if sampler == "ddim" else 0.0)
-    whole = restored(volume, network, **WHOLE, steps=3)
-    flowing = restored(volume, network, slices_at_once=4, steps=3)
+    whole = restored(volume, network, **WHOLE, steps=steps)
+    flowing = restored(volume, network, slices_at_once=4, steps=steps)
     change = (whole - volume).std()
     assert (flowing - whole).abs().max() < 1e-4 * change + 0.02
 
@@ -109,19 +154,26 @@ def test_air_alone_comes_back(network):
     assert torch.equal(restored(air, network, slices_at_once=4, skip_air=True), air)
 
 
-def test_memory_does_not_grow_with_the_volume(network):
-    """What is held between passes depends on the network and the plane only."""
-    held = []
+@pytest.mark.parametrize("options", [{}, {"steps": 6, "num_samples": 2}])
+def test_memory_does_not_grow_with_the_volume(network, monkeypatch, options):
+    """What is held between passes depends on the network and the plane only, and on no round before."""
+    streams = weakref.WeakSet()
+
+    class Watched(SliceStream):
+        def __init__(self, **options):
+            super().__init__(**options)
+            streams.add(self)
+
+    def held():
+        assert len(streams) <= 1, "a round's slices are let go with it"
+        return sum(x.numel() for stream in streams for x in stream._held.values())
+
+    monkeypatch.setattr(rounds, "SliceStream", Watched)
+    most = []
     for depth in (80, 160):
-        pieces = inferer(slices_at_once=4).pieces(torch.from_numpy(phantom_hu(slices=depth, size=32)), network)
-        held.append(max(_held(pieces) for _ in pieces))
-    assert held[0] == held[1] > 0
-
-
-def _held(pieces):
-    """Values that the stream of a running restoration holds."""
-    stream = pieces.gi_frame.f_locals["passing"].gi_frame.f_locals["stream"]
-    return sum(x.numel() for x in stream._held.values())
+        hu = torch.from_numpy(phantom_hu(slices=depth, size=32))
+        most.append(max(held() for _ in inferer(slices_at_once=4, **options).pieces(hu, network)))
+    assert most[0] == most[1] > 0
 
 
 def test_networks_with_norms_over_windows_are_cut_into_tiles():
