@@ -17,8 +17,10 @@ from bundle.dicom.index import only_series
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.errors import BundleError
 from bundle.networks.restorer import Restorer
+from bundle.restoration.draws import STEPS_OF_A_LEG
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.outputs import RunOutput
+from bundle.restoration.tiles import plain
 
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
@@ -137,7 +139,7 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
     sides = [min(length, most) for length, most in zip(grid.network_size, inferer.tile_size, strict=True)]
     plane = math.prod(sides[:2])
     if inferer.flows(network, grid.network_size):
-        waiting = _BYTES_WAITING[half] + (inferer.steps - 1) * _BYTES_WAITING_A_STEP[half]
+        waiting = _BYTES_WAITING[half] + (min(inferer.steps, STEPS_OF_A_LEG) - 1) * _BYTES_WAITING_A_STEP[half]
         tiles = plane * (waiting + inferer.slices_at_once * _BYTES_FLOWING[half])
     else:
         per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
@@ -151,13 +153,11 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
 
 
 def _planned(key: str, grid: _Grid, inferer: RestorationInferer, network: Restorer, per_voxel: float) -> dict[str, Any]:
+    spans = [inferer.spans(axis, 0, grid.network_size[axis], multiple=network.multiple) for axis in range(3)]
     if inferer.flows(network, grid.network_size):
-        voxels, tiles = math.prod(grid.network_size), 1
-    else:
-        lengths = enumerate(grid.network_size)
-        spans = [inferer.spans(axis, 0, length, multiple=network.multiple) for axis, length in lengths]
-        voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
-        tiles = math.prod(len(axis) for axis in spans)
+        spans[2] = [plain(0, grid.network_size[2])]
+    voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
+    tiles = math.prod(len(axis) for axis in spans)
     return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(voxels * per_voxel)}
 
 

@@ -53,7 +53,8 @@ class SliceStream(TorchFunctionMode):
     def __init__(self, *, depth: int, most: int) -> None:
         super().__init__()
         self._depth, self._most = depth, most
-        self._held: dict[tuple[int, int], torch.Tensor] = {}  # by operation and number of its input
+        self._held: dict[int, torch.Tensor] = {}  # the last slices that a convolution was given, by operation
+        self._waiting: dict[tuple[int, int], list[torch.Tensor]] = {}  # in order; by operation and number of its input
         self._given: dict[int, int] = {}  # slices that an operation has given so far
         self._operation = 0
 
@@ -113,12 +114,16 @@ class SliceStream(TorchFunctionMode):
         along = (_along_slices(stride), _along_slices(padding), weight.shape[2] % 2)
         if kwargs or _place(x).axis != 2 or along != (1, half, 1):
             raise NotStreamable(f"a convolution with stride {along[0]} and padding {along[1]} along slices")
-        edge = x.new_zeros(*x.shape[:2], half, *x.shape[3:]).contiguous(memory_format=torch.channels_last_3d)
-        held = self._held.get((operation, 0), edge)
+        edge = x.new_zeros(*x.shape[:2], half, *x.shape[3:]).contiguous(memory_format=_order(x))
+        held = self._held.get(operation, edge)
         known = given - half + held.shape[2] + x.shape[2]  # one past the last slice that is here, zeros included
         seen = _joined([held, x, edge] if known == self._depth else [held, x], 2)
         count = max(min(seen.shape[2] - 2 * half, self._most), 0)
-        self._hold(operation, 0, seen, 2, count)
+        rest, room = seen[:, :, count:], self._held.get(operation)
+        if room is None or room.shape != rest.shape:
+            room = torch.empty_like(rest, memory_format=_order(x))
+        # Where those of the pass before lay; a view would hold all that the convolution sees.
+        self._held[operation] = room.copy_(rest) if x.shape[2] else rest
         self._given[operation] = given + count
         transposed = func.__name__ == "conv_transpose3d"
         if count == 0:  # there is only a shape to give
@@ -137,30 +142,20 @@ class SliceStream(TorchFunctionMode):
             return args
         operation, given = self._begin()
         axes = [_place(x).axis for x in streamed]
-        ready = [
-            _joined([self._held[operation, number], x], axis) if (operation, number) in self._held else x
-            for number, (x, axis) in enumerate(zip(streamed, axes, strict=True))
-        ]
-        end = min(x.shape[axis] for x, axis in zip(ready, axes, strict=True))
-        for number, (x, axis) in enumerate(zip(ready, axes, strict=True)):
-            self._hold(operation, number, x, axis, end)
+        queues = [self._waiting.setdefault((operation, number), []) for number in range(len(streamed))]
+        for queue, x, axis in zip(queues, streamed, axes, strict=True):
+            if x.shape[axis] or not queue:
+                queue.append(x)
+        end = min(sum(x.shape[axis] for x in queue) for queue, axis in zip(queues, axes, strict=True))
         self._given[operation] = given + end
-        cut = (self.mark(x.narrow(axis, 0, end), axis=axis, first=given) for x, axis in zip(ready, axes, strict=True))
-        return _exchanged(args, lambda _: next(cut))
+        taken = iter([_taken(queue, axis, end) for queue, axis in zip(queues, axes, strict=True)])
+        places = iter(axes)
+        return _exchanged(args, lambda _: self.mark(next(taken), axis=next(places), first=given))
 
     def _begin(self) -> tuple[int, int]:
         """Number of the operation in this pass, and how many slices it has given."""
         self._operation += 1
         return self._operation, self._given.get(self._operation, 0)
-
-    def _hold(self, operation: int, number: int, x: torch.Tensor, axis: int, start: int) -> None:
-        """Keep the slices from `start` on, where those of the pass before lay: they would hold all of x otherwise."""
-        rest = x.narrow(axis, start, x.shape[axis] - start)
-        room = self._held.get((operation, number))
-        if room is None or room.shape != rest.shape:
-            order = torch.channels_last_3d if x.ndim == 5 else torch.contiguous_format
-            room = torch.empty_like(rest, memory_format=order)
-        self._held[operation, number] = room.copy_(rest)
 
 
 def _place(x: torch.Tensor) -> _Place:
@@ -200,6 +195,27 @@ def _plane(x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any, out
 def _along_slices(value: Any) -> int:
     """Of a setting of a convolution on (B, C, D, H, W), one number or three."""
     return int(value[0] if isinstance(value, (list, tuple)) else value)
+
+
+def _order(x: torch.Tensor) -> torch.memory_format:
+    """How x (B, C, D, H, W) lies in memory: two orders in one operation make it several times slower."""
+    return torch.channels_last_3d if x.stride(1) < x.stride(4) else torch.contiguous_format
+
+
+def _taken(queue: list[torch.Tensor], axis: int, count: int) -> torch.Tensor:
+    """Take the first slices of a queue out of it; what stays holds no memory but its own."""
+    parts: list[torch.Tensor] = []
+    missing = count
+    while missing and queue:
+        first = queue.pop(0)
+        size = min(first.shape[axis], missing)
+        parts.append(first.narrow(axis, 0, size))
+        missing -= size
+        if size < first.shape[axis]:
+            queue.insert(0, first.narrow(axis, size, first.shape[axis] - size))
+    if queue and queue[-1].untyped_storage().nbytes() > queue[-1].numel() * queue[-1].element_size():
+        queue[-1] = queue[-1].clone()
+    return _joined(parts, axis) if parts else queue[0].narrow(axis, 0, 0)
 
 
 def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from bundle.pages import Pages, let_go
 from bundle.restoration.draws import Leg, deviation, take_in
 from bundle.restoration.passes import Finished, Passage, told
 from bundle.restoration.region import joint_box
-from bundle.restoration.tiles import Span, Tile
+from bundle.restoration.tiles import Tile, plain
 
 # Of each result of a leg: number of the first slice, and values (channels, h, w, d).
 Found = list[tuple[int, torch.Tensor]]
@@ -41,7 +41,7 @@ class Rounds:
         other. Where one round does it, slices leave as soon as they are finished, otherwise in the end.
         """
         boxes = (self.passage.box(self.passage.slab(*limits)) for limits in self._passes())
-        tiles = self.passage.tiles(joint_box(boxes), _plain(0, self.depth))
+        tiles = self.passage.tiles(joint_box(boxes), plain(0, self.depth))
         if len(tiles) == 1 and sum(map(len, self.passage.draws)) == 1:
             return self._at_once(tiles[0])
         return self._in_rounds(tiles)
@@ -130,11 +130,6 @@ class Rounds:
         return np.moveaxis(self.pages((shape[-1], *shape[:-1]), np.float32), 0, -1)
 
 
-def _plain(start: int, stop: int) -> Span:
-    """Slices that no other tile has a share in."""
-    return Span(start, stop, np.ones(stop - start, np.float32))
-
-
 def _part(tile: Tile, start: int, stop: int) -> Tile:
     """Some slices of a tile."""
-    return Tile(tile.rows, tile.columns, _plain(start, stop))
+    return Tile(tile.rows, tile.columns, plain(start, stop))

@@ -61,6 +61,11 @@ class Tile:
         return rows[:, None, None] * columns[None, :, None] * slices[None, None, :]
 
 
+def plain(start: int, stop: int) -> Span:
+    """Return voxels that no other tile has a share in."""
+    return Span(start, stop, np.ones(stop - start, np.float32))
+
+
 def cut(start: int, stop: int, *, tile: int, overlap: int, multiple: int = 1) -> list[Span]:
     """Cut voxels start to stop along an axis into overlapping tiles, as few as will do.
 
