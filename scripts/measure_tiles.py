@@ -24,7 +24,7 @@ from bundle.networks.restorer import Restorer
 from bundle.networks.weights import load_weights
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.region import touchable
-from bundle.restoration.tiles import Span
+from bundle.restoration.tiles import Span, plain
 
 FLOWING = [4, 16]  # slices at once; the first is the default
 # Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=36)
     parser.add_argument("--size", type=int, default=512, help="rows and columns in the middle that are used")
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--mixed_precision", default="off")
@@ -54,7 +55,8 @@ def main() -> None:
     middle = [slice(max(n - options.size, 0) // 2, (n + options.size) // 2) for n in volume.shape[:2]]
     box = (*middle, slice(options.slices))
     hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, : options.slices])[box]
-    print(f"{tuple(hu.shape)} voxels, steps {options.steps}, mixed_precision {options.mixed_precision}")
+    how = f"steps {options.steps}, samples {options.num_samples}, mixed_precision {options.mixed_precision}"
+    print(f"{tuple(hu.shape)} voxels, {how}")
     size = tuple(hu.shape)
     whole, _ = restored(network, hu, volume.spacing_mm, make_inferer(options, tile_size=size))
     change = float((whole - hu)[body].abs().mean())
@@ -82,6 +84,7 @@ def make_inferer(options: argparse.Namespace, *, slices_at_once: int = 0, **cut:
     return RestorationInferer(
         overlap=options.overlap,
         steps=options.steps,
+        num_samples=options.num_samples,
         mixed_precision=options.mixed_precision,
         slices_at_once=slices_at_once,
         **cut,  # type: ignore[arg-type]
@@ -95,7 +98,8 @@ def restored(
     result, passes = hu.float().clone(), []
     for piece in inferer.pieces(hu, network, spacing_mm=torch.tensor(spacing_mm)):
         result[..., piece.slices] += piece.difference
-        passes.append(Span(piece.slices.start, piece.slices.stop, np.ones(piece.difference.shape[-1], np.float32)))
+        if count := piece.difference.shape[-1]:  # none while a round goes on
+            passes.append(plain(piece.first, piece.first + count))
     axes = [inferer.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
     return result, [*axes[:2], passes] if inferer.flows(network, hu.shape) else axes
 

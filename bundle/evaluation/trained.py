@@ -7,6 +7,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 
 from bundle.errors import BundleError
+from bundle.evaluation.interpolation import consistent
 from bundle.evaluation.methods import Method, Problem, missing
 from bundle.evaluation.networks import DEFINITIONS, build_baseline
 from bundle.networks.precision import Precision
@@ -15,7 +16,14 @@ from bundle.networks.weights import load_weights
 _SLICES = 16  # of a window; networks in 3D see one voxel beyond per layer
 
 
-def trained_method(name: str, weights_file: str | Path | None, *, precision: Precision, device: torch.device) -> Method:
+def trained_method(
+    name: str,
+    weights_file: str | Path | None,
+    *,
+    precision: Precision,
+    device: torch.device,
+    data_consistency: bool = False,
+) -> Method:
     """Return a trained baseline as a row; a row that says why it is empty where there are no weights.
 
     Args:
@@ -23,6 +31,7 @@ def trained_method(name: str, weights_file: str | Path | None, *, precision: Pre
         weights_file: what `run baseline` wrote.
         precision: number format of the forward pass.
         device: where it runs.
+        data_consistency: bring thin slices into agreement with the thick ones, as ours are.
     """
     network = build_baseline(name)
     try:
@@ -34,9 +43,11 @@ def trained_method(name: str, weights_file: str | Path | None, *, precision: Pre
     network.to(device).eval()
 
     def restore(problem: Problem) -> np.ndarray:
-        return apply_network(network, problem.degraded_hu, precision=precision, device=device)
+        restored = apply_network(network, problem.degraded_hu, precision=precision, device=device)
+        return consistent(problem, restored) if data_consistency else restored
 
-    return Method(name, "baseline", f"{DEFINITIONS[name]}; weights {digest[:16]}", restore)
+    kept = "; made to agree with the thick slices" if data_consistency else ""
+    return Method(name, "baseline", f"{DEFINITIONS[name]}; weights {digest[:16]}{kept}", restore)
 
 
 def apply_network(

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.degrade.composition import THICK_SLICES
+from bundle.degrade.slabs import ThickSlices
 from bundle.errors import BundleError
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.networks import ResidualUNet3d
@@ -28,6 +30,21 @@ def test_weights_are_used(tmp_path):
     hu = np.random.default_rng(0).normal(0, 50, (33, 40, 20)).astype(np.float32)
     method = trained_method("unet3d", tmp_path / "unet3d.pt", precision=FULL, device=CPU)
     np.testing.assert_allclose(method.restore(problem(hu)), hu + 5, atol=0.01)
+
+
+def test_thin_slices_are_brought_into_agreement_as_ours_are(tmp_path):
+    save_weights(ResidualUNet3d().eval(), tmp_path / "unet3d.pt")
+    how = {"thickness_mm": 3.0, "increment_mm": 3.0, "offset_mm": 1.0}
+    slabs = ThickSlices(**how)
+    target = np.random.default_rng(0).normal(0, 50, (24, 24, 18)).astype(np.float32)
+    averages = slabs.slab_weights(18, 1.0)
+    one = Problem("key", slabs.apply(target, step_mm=1.0), target, (0.8, 0.8, 1.0), [{"kind": THICK_SLICES, **how}])
+    error = {}
+    for kept in (False, True):
+        method = trained_method("unet3d", tmp_path / "unet3d.pt", precision=FULL, device=CPU, data_consistency=kept)
+        assert ("agree" in method.definition) == kept
+        error[kept] = np.abs((method.restore(one) - target) @ averages.T).max()
+    assert error[True] < 0.1 < 1 < error[False]
 
 
 def test_long_volumes_go_through_in_windows():
