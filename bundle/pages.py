@@ -87,7 +87,7 @@ def let_go(array: np.ndarray) -> None:
 
     The values stay. Pages are handed back whole: let go of slices that lie together in memory.
     """
-    if not _mapped or not hasattr(mmap, "MADV_DONTNEED"):
+    if not _mapped or array.size == 0 or not hasattr(mmap, "MADV_DONTNEED"):
         return
     low, high = byte_bounds(array)
     for address, reference in list(_mapped.items()):

@@ -7,7 +7,7 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.gaussian import GaussianDiffusion
 from bundle.diffusion.process import DiffusionProcess, check_steps, per_sample
 
-METHODS = ("sample_times", "corrupt", "target", "to_clean", "restore", "sample")
+METHODS = ("sample_times", "corrupt", "target", "to_clean", "restore", "start", "advance")
 
 
 @pytest.mark.parametrize("kind", [BrownianBridge, GaussianDiffusion])
