@@ -1,16 +1,18 @@
-"""Networks of tests."""
+"""Networks of tests that change every voxel, as a trained one does and a new one does not."""
 
 import torch
 
 from bundle.networks.presets import build_restorer
 
+PARTS = ("autoencoder", "denoiser", "refiner")
 
-def shaken(**options):
-    """A network whose weights are far from their start, so that every convolution sees its neighbours."""
+
+def shaken(parts=PARTS, **options):
+    """A network whose weights, in these parts, are far from their start: every convolution sees its neighbours."""
     torch.manual_seed(0)
     restorer = build_restorer("tiny", **options).eval()
     with torch.no_grad():
-        for part in (restorer.autoencoder, restorer.denoiser, restorer.refiner):
-            for parameter in part.parameters():
+        for part in parts:
+            for parameter in getattr(restorer, part).parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return restorer

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from phantom_series import phantom_hu
+from shaken_networks import shaken
 
 from bundle.degrade.slabs import ThickSlices
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.ours import our_methods
 from bundle.metrics.noise import noise_level
-from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.registry import NO_CARD, Calibration
 
@@ -21,11 +21,7 @@ PROBLEM = Problem("key", HU, np.roll(HU, 3), (0.8, 0.8, 2.5))
 
 @pytest.fixture(scope="module")
 def rows():
-    torch.manual_seed(0)
-    network = build_restorer("tiny").eval()
-    with torch.no_grad():
-        for parameter in [*network.denoiser.parameters(), *network.refiner.parameters()]:
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    network = shaken(("denoiser", "refiner"))
     inferer = RestorationInferer(mixed_precision="off")
     methods = our_methods(
         network, inferer, device=torch.device("cpu"), sampled_steps=[3], averaged_samples=2, averaged_steps=3

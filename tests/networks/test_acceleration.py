@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from shaken_networks import shaken
 
 from bundle.errors import BundleError
 from bundle.networks import acceleration
@@ -15,12 +16,7 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def restorer():
-    torch.manual_seed(0)
-    network = build_restorer("tiny").eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return network
+    return shaken()
 
 
 def restorations(network, *, height=16, depth=3):

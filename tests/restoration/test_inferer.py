@@ -3,6 +3,7 @@
 import pytest
 import torch
 from phantom_series import phantom_hu
+from shaken_networks import shaken
 
 from bundle.diffusion.noise import PositionalNoise
 from bundle.errors import BundleError
@@ -14,14 +15,7 @@ from bundle.units import LinearWindow
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
-    restorer = build_restorer("tiny").eval()
-    with torch.no_grad():
-        for parameter in restorer.denoiser.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        for parameter in restorer.refiner.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return restorer
+    return shaken(("denoiser", "refiner"))
 
 
 @pytest.fixture(scope="module")
