@@ -133,12 +133,14 @@ def methods(
         import bm3d  # noqa: F401
 
         found["BM3D"] = (bm3d_slices, 1)
+    parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24], mixed_precision="off")
+    plain: RestorationInferer = parser32.get_parsed_content("inferer")
+    if precision.dtype is not None:
+        found["small, 1 step, float32"] = (ours(network, plain, 1), DEPTH)
+        found["RED-CNN, float32"] = (red_cnn(plain.precision), 1)
     if exported_dir is not None:
         from bundle.networks.exported import with_exported
 
-        parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24], mixed_precision="off")
-        plain: RestorationInferer = parser32.get_parsed_content("inferer")
-        found["small, 1 step, float32"] = (ours(network, plain, 1), DEPTH)
         found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), DEPTH)
     return found, network, inferer
 

@@ -27,7 +27,7 @@ _TIMED_ROUNDS = 2
 # Rounded up from peaks on a CPU (scripts/bench_inference.py --memory): the process itself, and a tile's voxels, in
 # float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured. Where slices flow, a pixel of
 # the plane holds what waits for other slices, and what each slice of a pass takes: from trials in float32 that no
-# command repeats, above what scripts/bench_memory.py finds; half precision is a guess.
+# command repeats; in half precision above the 9.6 kB in all that follow from scripts/bench_memory.py.
 _BASE_GB = 1.0
 _BYTES_PER_TILE_VOXEL = {"small": {False: 670, True: 500}, "full": {False: 10_200, True: 10_200}}
 _BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 12_000, True: 9_000}, {False: 2_100, True: 1_600}
