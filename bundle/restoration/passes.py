@@ -115,8 +115,8 @@ class Passage:
         """HU (H, W, d), float32."""
         part = self.volume[..., start:stop]
         slab = part.to(torch.float32)
-        if part.device.type == "cpu" and slab is not part:
-            let_go(part.numpy())
+        if part.device.type == "cpu" and slab is not part and part.dtype != torch.bfloat16:  # which numpy has not
+            let_go(part.detach().numpy())
         return slab
 
     def level(self, start: int, slab: torch.Tensor) -> torch.Tensor:

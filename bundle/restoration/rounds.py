@@ -55,19 +55,21 @@ class Rounds:
 
     def _in_rounds(self, tiles: Sequence[Tile]) -> Iterator[Finished]:
         rounds, through, worked = len(tiles) * sum(map(len, self.passage.draws)), 0, 0
-        moments = [[self._room((1, *tile.shape)) for _ in range(1 + self.passage.deviation)] for tile in tiles]
-        assembly = self.passage.assembly()
-        nothing = torch.zeros(1 + self.passage.deviation, *self.passage.volume.shape[:2], 0)
-        for tile, arrays in zip(tiles, moments, strict=True):
-            for count in self._images(tile, arrays):
+        channels, plane = 1 + self.passage.deviation, self.passage.volume.shape[:2]
+        total = self._room((channels, *plane, self.depth))
+        for tile in tiles:
+            moments = [self._room((1, *tile.shape)) for _ in range(channels)]
+            for count in self._images(tile, moments):
                 through += count
-                yield Finished(0, nothing, through // rounds - worked)
+                yield Finished(0, torch.zeros(channels, *plane, 0), through // rounds - worked)
                 worked = through // rounds
+            for start, stop in self._passes():
+                values = self._finished([array[..., start:stop] for array in moments])
+                part = total[..., start:stop]
+                part[:, *tile.in_plane] += (_part(tile, start, stop).weight() * values).numpy()
+                let_go(part)
         for start, stop in self._passes():
-            for tile, arrays in zip(tiles, moments, strict=True):
-                assembly.add(_part(tile, start, stop), self._finished([array[..., start:stop] for array in arrays]))
-            for one in told(assembly, stop):
-                yield one._replace(worked=0) if rounds else one
+            yield Finished(start, _copied(total[..., start:stop]), 0 if tiles else stop - start)
 
     def _images(self, tile: Tile, moments: Sequence[np.ndarray]) -> Iterator[int]:
         """Fill in mean and sum of squares (1, h, w, D) of a tile's images; yield how many slices a pass brought out."""
@@ -98,29 +100,21 @@ class Rounds:
         coming, done = self._passes(), 0
         while done < self.depth:
             start, stop = next(coming, (self.depth, self.depth))
-            slab, former = self.passage.slab(start, stop), [array[..., start:stop] for array in state]
+            slab, former = self.passage.slab(start, stop), [_copied(array[..., start:stop]) for array in state]
             with torch.inference_mode(), stream:
                 hu, level, *held = (
                     SliceStream.mark(x[None].to(self.passage.device), axis=-1, first=start)
-                    for x in (
-                        slab[tile.in_plane][None],
-                        self.passage.level(start, slab),
-                        *map(torch.from_numpy, former),
-                    )
+                    for x in (slab[tile.in_plane][None], self.passage.level(start, slab), *former)
                 )
                 results = leg(hu, level, [(*tile.origin[:2], start)], tuple(held))
             found = [(SliceStream.first(result), result[0].float().cpu()) for result in results]
-            for part in former:
-                let_go(part)
             done = min(first + values.shape[-1] for first, values in found)
             yield found
 
     def _finished(self, moments: Sequence[np.ndarray]) -> torch.Tensor:
         """Mean, and deviation where it was asked for, (channels, h, w, d)."""
-        parts = [torch.from_numpy(part).clone() for part in moments]
-        for part in moments:
-            let_go(part)
-        return torch.cat([parts[0], *(deviation(squares, len(self.passage.draws)) for squares in parts[1:])])
+        mean, *squares = map(_copied, moments)
+        return torch.cat([mean, *(deviation(one, len(self.passage.draws)) for one in squares)])
 
     def _passes(self) -> Iterator[tuple[int, int]]:
         return ((k, min(k + self.at_once, self.depth)) for k in range(0, self.depth, self.at_once))
@@ -128,6 +122,13 @@ class Rounds:
     def _room(self, shape: Sequence[int]) -> np.ndarray:
         """Zeros (..., D), float32, the values of a slice together."""
         return np.moveaxis(self.pages((shape[-1], *shape[:-1]), np.float32), 0, -1)
+
+
+def _copied(part: np.ndarray) -> torch.Tensor:
+    """A copy of slices that may lie on disk: what waits in a network must not hold their pages in memory."""
+    copy = torch.from_numpy(part).clone()
+    let_go(part)
+    return copy
 
 
 def _part(tile: Tile, start: int, stop: int) -> Tile:

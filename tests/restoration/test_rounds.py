@@ -1,6 +1,8 @@
 """Restorations whose slices flow are those of the whole volume, to rounding: there is no seam."""
 
+import mmap
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,9 +101,40 @@ def test_what_is_kept_between_rounds_lies_where_it_is_told(volume, network, tmp_
     on_disk = restored(volume, network, scratch=pages, **options)
     assert torch.equal(on_disk, restored(volume, network, **options))
     latent = network.latent_shape(volume)
-    # Mean and squares of the draws, and the latent of each draw between its two legs.
+    # The result, mean and squares of the draws, and the latent of each draw between its two legs.
     image = ((DEPTH, 1, 48, 48), np.float32)
-    assert asked == [image, image, *[((DEPTH, *latent[1:4]), np.float32)] * 2]
+    assert asked == [((DEPTH, 2, 48, 48), np.float32), image, image, *[((DEPTH, *latent[1:4]), np.float32)] * 2]
+
+
+def test_what_waits_in_a_network_holds_no_pages_of_the_disk(network, tmp_path):
+    """Latents between two legs: after each pass none of their file is in memory."""
+    arrays = []
+
+    def pages(shape, kind):
+        array = Scratch(tmp_path)(shape, kind)
+        arrays.append(weakref.ref(array))
+        return array
+
+    hu = torch.from_numpy(phantom_hu(slices=40, size=64))
+    most = 0
+    for _ in inferer(slices_at_once=4, steps=6, scratch=pages).pieces(hu, network):
+        most = max([most, *(resident(array) for one in arrays if (array := one()) is not None)])
+    slice_bytes = 64 * 64 * 4
+    assert most <= 8 * slice_bytes + 4 * mmap.PAGESIZE, "of 40 slices a few at most"
+
+
+def resident(array):
+    """Bytes of a mapped array that are in this process' memory."""
+    address = f"{np.lib.array_utils.byte_bounds(array)[0]:x}-"
+    lines = Path("/proc/self/smaps").read_text().split("\n")
+    start = next(n for n, line in enumerate(lines) if line.startswith(address))
+    (rss,) = [line.split()[1] for line in lines[start : start + 8] if line.startswith("Rss:")]
+    return 1024 * int(rss)
+
+
+def test_any_kind_of_number_can_be_restored(network, volume):
+    restored(volume.to(torch.bfloat16), network, slices_at_once=4)
+    restored(volume.double().requires_grad_(), network, slices_at_once=4)
 
 
 def test_one_round_keeps_nothing(volume, network):
