@@ -37,6 +37,12 @@ def test_says_what_would_be_done_and_writes_nothing(options):
     assert not Path(options["output_dir"]).exists()
 
 
+def test_rounds_are_timed_without_a_file(options):
+    plan = make_plan(CONFIG, {**options, "tile_size": [512, 512, 6], "slice_overlap": 2, "flips": 2})
+    assert plan["series"][0]["tiles"] == 1 and plan["flips"] == 2
+    assert not Path(options["output_dir"]).exists()
+
+
 def test_what_is_done_is_not_planned_again(options, tmp_path):
     out = {**options, "output_dir": str(tmp_path / "out")}
     run_tiny(
