@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[50, 300, 1000])
     parser.add_argument("--preset", default="small")
     parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--cheap", action="store_true")
     parser.add_argument("--tiles", action="store_true", help="overlapping tiles in place of slices that flow")
     options = parser.parse_args(arguments)
@@ -83,6 +85,7 @@ def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) 
     start = ["-c", CHEAP] if options.cheap else ["-m", "bundle"]
     command = [sys.executable, *start, "enhance", str(study), str(out), "--weights_file", str(weights)]
     command += ["--preset", options.preset, "--threads", str(options.num_threads)]
+    command += ["--steps", str(options.steps), "--num_samples", str(options.num_samples)]
     command += ["--slices_at_once", "0"] if options.tiles else []
     started = time.monotonic()
     process = os.posix_spawn(sys.executable, command, dict(os.environ))
