@@ -92,7 +92,7 @@ def test_errors_of_thin_slices_are_of_those_that_keep_the_thick_ones(script, thi
 
         def pieces(self, volume, *_, **__):
             difference = torch.from_numpy((part.clean - part.poor + wrong).astype(np.float32))
-            yield Piece(0, difference, torch.ones_like(difference))
+            yield Piece(0, difference, torch.ones_like(difference), difference.shape[-1])
 
     monkeypatch.setattr(script, "RestorationInferer", Wrong)
     error, spread, noise = script.errors(None, part, options)
