@@ -65,11 +65,16 @@ def slices(data_dir: Path | None, count: int) -> tuple[np.ndarray, str]:
 
         volume = read_volume(str(data_dir))
         first = (volume.shape[2] - count) // 2
-        return np.stack([volume.slice_hu(k) for k in range(first, first + count)], axis=2), data_dir.name
+        return _as_read([volume.slice_hu(k) for k in range(first, first + count)]), data_dir.name
     rows, columns = np.mgrid[-1:1:512j, -1:1:512j]
     body = np.where(rows**2 + (columns / 0.7) ** 2 < 0.8, 50.0, -1000.0).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 20, (SIZE, SIZE, count)).astype(np.float32)
-    return body[:, :, None] + noise, "phantom"
+    return _as_read([body + noise[:, :, k] for k in range(count)]), "phantom"
+
+
+def _as_read(slices_hu: list[np.ndarray]) -> np.ndarray:
+    """(H, W, D), the values of a slice together in memory, as the reader's volumes lie."""
+    return np.moveaxis(np.stack(slices_hu), 0, -1)
 
 
 def ours(network: Restorer, inferer: RestorationInferer, steps: int) -> Callable[[np.ndarray], None]:

@@ -1,24 +1,28 @@
-"""The autoencoder: AutoencoderKL in 3D behind whitened latents, with a start that loses nothing.
+"""The autoencoder: AutoencoderKL in 3D behind whitened latents.
 
 Rombach et al. 2022 (arXiv:2112.10752) compress; restoration cannot afford it: a latent with fewer values than
-the image adds more error than the noise that is to be removed. With factor f in plane and f*f channels the
-weights can be set so that decode(encode(x)) == x before any training (`lossless_start`).
+the image adds more error than the noise that is to be removed (`networks.lossless`).
 """
 
 import contextlib
-import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional
 
-from bundle.networks.inplane import EncoderDownsample, InPlaneUpsample
-from bundle.networks.layout import convolve, from_slices_first, to_slices_first, use_slices_first
-
-# exp(-13.8 / 2) = 1e-3 network units = 1 HU: the latent noise of an untrained lossless autoencoder.
-_START_LOG_VARIANCE = -13.8
+from bundle.networks.inplane import InPlaneUpsample
+from bundle.networks.layout import (
+    convolve,
+    depth_to_space,
+    from_slices_first,
+    space_to_depth,
+    to_slices_first,
+    use_slices_first,
+)
+from bundle.networks.lossless import block_cosine_basis, is_lossless
 
 
 class Autoencoder(nn.Module):
@@ -30,11 +34,15 @@ class Autoencoder(nn.Module):
         factor: pixels per latent position along a row or column.
         exact_path: keep float32 outside the residual branches under autocast, because bfloat16 rounds -1000 HU
             in steps of 4 HU.
+
+    As long as the weights are those of `lossless_start` and do not learn, all that the network does is a change of
+    basis in blocks of pixels. That is then what is computed, with the same result in a fraction of the time.
     """
 
     net: Any  # AutoencoderKL of either package, whose attributes no type declares
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
+    _basis: torch.Tensor
 
     def __init__(self, net: nn.Module, *, latent_channels: int, factor: int, exact_path: bool) -> None:
         super().__init__()
@@ -44,6 +52,9 @@ class Autoencoder(nn.Module):
         self.exact_path = exact_path
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
+        self.register_buffer("_basis", block_cosine_basis(factor), persistent=False)
+        self._weights_seen: list[tuple[int, int]] = []
+        self._lossless = False
 
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
@@ -69,10 +80,16 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W, D) in network units to the whitened latent (B, L, H/f, W/f, D): the mean, never a draw."""
+        if self.only_changes_basis():
+            matrix = self._basis / self.latent_std[:, None]
+            blocks = space_to_depth(to_slices_first(x), self.factor)
+            return from_slices_first(_pointwise(blocks, matrix, -self.latent_mean / self.latent_std))
         return (self.distribution(x)[0] - _channels(self.latent_mean)) / _channels(self.latent_std)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Whitened latent (B, L, H/f, W/f, D) to network units (B, 1, H, W, D)."""
+        if self.only_changes_basis():
+            return self._from_basis(z, (self._basis * self.latent_mean[:, None]).sum(0))  # no product: autocast rounds
         return self.decode_raw(z * _channels(self.latent_std) + _channels(self.latent_mean))
 
     def decode_difference(self, z: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -81,6 +98,8 @@ class Autoencoder(nn.Module):
         What follows the last residual branch is linear and takes most of the time: it is applied once, to the
         difference, which is small enough for autocast's number format (0.4 % of a change in HU, not of the HU).
         """
+        if self.only_changes_basis():
+            return self._from_basis(z - other, None)
         if not self.exact_path:
             decoded, base = self.decode(torch.cat([z, other])).chunk(2)
             return decoded - base
@@ -94,6 +113,28 @@ class Autoencoder(nn.Module):
         for block in blocks[last + 1 :]:
             difference = _without_bias(block, difference)
         return from_slices_first(difference.float())
+
+    def _from_basis(self, z: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        blocks = _pointwise(to_slices_first(z), self._basis.T * self.latent_std, bias)
+        return from_slices_first(depth_to_space(blocks, self.factor))
+
+    def only_changes_basis(self) -> bool:
+        """Whether the weights are those of `lossless_start` and get no gradient; looked at again when they changed.
+
+        While a graph is recorded there may be no values to look at: what was found before counts.
+        """
+        weights = list(self.net.parameters())
+        if not self.exact_path or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
+            self._weights_seen, self._lossless = [], False
+            return False
+        if torch.compiler.is_compiling() or any(isinstance(weight, FakeTensor) for weight in weights):
+            return self._lossless
+        seen = [(id(weight), weight._version) for weight in weights]
+        if seen != self._weights_seen:
+            if torch.jit.is_tracing() or weights[0].is_meta:
+                return False
+            self._weights_seen, self._lossless = seen, is_lossless(self.net, factor=self.factor)
+        return self._lossless
 
     @torch.no_grad()
     def measure(self, raw_latents: torch.Tensor) -> None:
@@ -145,101 +186,10 @@ def _residual(block: Any, x: torch.Tensor) -> torch.Tensor:
         return block.nin_shortcut(x) + branch.float()
 
 
-@torch.no_grad()
-def lossless_start(net: Any, *, factor: int) -> nn.Module:
-    """Set AutoencoderKL's weights, in place, so that decode(encode(x)) == x, with a DCT as the latent's basis.
-
-    Strided convolutions become space-to-depth, transposed ones depth-to-space, residual branches zero; the network
-    must have no norms (networks.norm.drop_norms). The latent's channels are the orthonormal cosine transform of
-    each f x f block: noise and anatomy separate there, and a denoiser learns where on raw pixels it does not.
-
-    Raises:
-        ValueError: when the network has too few channels to hold every value.
-    """
-    encoder, decoder = net.encoder, net.decoder
-    used = 1
-    for block in encoder.blocks:
-        used = _set_lossless(block, used)
-    if used != factor * factor:
-        raise ValueError(f"a lossless latent for factor {factor} needs {factor * factor} channels, not {used}")
-    for block in decoder.blocks:
-        used = _set_lossless(block, used)
-    basis = block_cosine_basis(factor)
-    _set_pointwise(net.quant_conv_mu, basis)
-    _set_pointwise(net.post_quant_conv, basis.T)
-    _set_pointwise(net.quant_conv_log_sigma, torch.zeros_like(basis), bias=_START_LOG_VARIANCE)
-    return net
-
-
-def block_cosine_basis(factor: int) -> torch.Tensor:
-    """Orthonormal 2D DCT-II of f x f blocks, (f*f, f*f): rows are frequencies, columns space-to-depth channels.
-
-    Space-to-depth by repeated halving numbers the pixel (i, j) of a block by its bits, lowest first.
-    """
-    stages = int(math.log2(factor))
-    assert 2**stages == factor, "the in-plane factor is a power of two"
-    position = torch.arange(factor, dtype=torch.float64)
-    cosines = torch.cos(math.pi * (position[None, :] + 0.5) * position[:, None] / factor) * math.sqrt(2 / factor)
-    cosines[0] /= math.sqrt(2)
-    rows, columns = [0], [0]
-    for stage in range(stages):
-        rows = [i + (a << stage) for i in rows for a in (0, 1) for _ in (0, 1)]
-        columns = [j + (b << stage) for j in columns for _ in (0, 1) for b in (0, 1)]
-    pairs = [(u, v) for u in range(factor) for v in range(factor)]
-    return torch.stack([cosines[u, rows] * cosines[v, columns] for u, v in pairs]).float()
-
-
-def _set_lossless(block: Any, used: int) -> int:
-    """Make one block of the encoder or decoder carry its first `used` channels unchanged; return how many leave."""
-    if isinstance(block, EncoderDownsample):
-        conv = cast(nn.Conv3d, block.conv.conv)
-        _clear(conv)
-        _require_channels(conv, 4 * used)
-        for channel in range(used):
-            for a in (0, 1):
-                for b in (0, 1):
-                    conv.weight[4 * channel + 2 * a + b, channel, a, b, 1] = 1.0
-        return 4 * used
-    if isinstance(block, InPlaneUpsample):
-        transposed = cast(nn.ConvTranspose3d, block.conv.conv)
-        _clear(transposed)
-        for channel in range(used // 4):
-            for a in (0, 1):
-                for b in (0, 1):
-                    transposed.weight[4 * channel + 2 * a + b, channel, 1 + a, 1 + b, 1] = 1.0
-        return used // 4
-    if hasattr(block, "conv2"):
-        _clear(block.conv2.conv)
-        if hasattr(block.nin_shortcut, "conv"):
-            _set_centre(block.nin_shortcut.conv, used)
-    elif hasattr(block, "conv"):
-        _set_centre(block.conv, used)
-    return used
-
-
-def _clear(conv: Any) -> None:
-    conv.weight.zero_()
-    conv.bias.zero_()
-
-
-def _set_centre(conv: Any, used: int) -> None:
-    _clear(conv)
-    weight = cast(torch.Tensor, conv.weight)
-    centre = weight.shape[-1] // 2
-    _require_channels(conv, used)
-    for channel in range(used):
-        weight[channel, channel, centre, centre, centre] = 1.0
-
-
-def _require_channels(conv: Any, used: int) -> None:
-    fewest = min(conv.weight.shape[:2])
-    if used > fewest:
-        raise ValueError(f"{fewest} channels cannot carry {used} without loss")
-
-
-def _set_pointwise(block: Any, matrix: torch.Tensor, *, bias: float = 0.0) -> None:
-    block.conv.weight.copy_(matrix[:, :, None, None, None])
-    block.conv.bias.fill_(bias)
+def _pointwise(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Apply a matrix (O, C) to the channels of x (B, C, D, H, W), in x's number format."""
+    with full_precision(x):
+        return functional.conv3d(x, matrix[:, :, None, None, None], bias)
 
 
 def _channels(per_channel: torch.Tensor) -> torch.Tensor:

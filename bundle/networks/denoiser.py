@@ -8,7 +8,7 @@ from torch import nn
 
 from bundle.networks.compat import NetworksFrom, build_denoiser, keep_generative_layout
 from bundle.networks.inplane import make_denoiser_in_plane
-from bundle.networks.layout import from_slices_first, to_slices_first, use_slices_first
+from bundle.networks.layout import compact, from_slices_first, to_slices_first, use_slices_first
 from bundle.networks.norm import use_voxel_norms
 
 # The networks' sinusoidal time embedding was made for step numbers of 0 to 1000 (Ho et al. 2020).
@@ -75,5 +75,5 @@ class Denoiser(nn.Module):
         if self.context_channels:
             assert context is not None
             inputs.append(context.expand(-1, -1, *z_t.shape[2:4], -1))
-        x = to_slices_first(torch.cat(inputs, dim=1))
+        x = torch.cat([to_slices_first(compact(x)) for x in inputs], dim=1)
         return from_slices_first(self.net(x, timesteps=t * _STEPS_PER_UNIT_TIME).float())

@@ -14,6 +14,7 @@ from bundle.errors import BundleError
 
 MODES = ("auto", "bf16", "fp16", "off")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_kept_for: tuple[int, ...] = ()  # of this process, whose memory it is
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ def prepare_cpu(threads: int) -> None:
     _keep_freed_memory()
 
 
-def release_freed_memory() -> None:
-    """Give freed memory back to the system: blocks kept for tiles of one size do not serve another."""
-    if library := _glibc():
+def keep_memory_for(shape: tuple[int, ...]) -> None:
+    """Give freed memory back to the system when tiles of another shape begin, which kept blocks would not serve."""
+    global _kept_for
+    if shape != _kept_for and (library := _glibc()):
         library.malloc_trim(0)
+    _kept_for = shape
 
 
 def _keep_freed_memory() -> None:

@@ -8,10 +8,11 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.gaussian import GaussianDiffusion, Parameterisation
 from bundle.diffusion.process import DiffusionProcess
 from bundle.errors import BundleError
-from bundle.networks.autoencoder import Autoencoder, lossless_start
+from bundle.networks.autoencoder import Autoencoder
 from bundle.networks.compat import NetworksFrom, build_autoencoder, keep_generative_layout
 from bundle.networks.denoiser import Denoiser
 from bundle.networks.inplane import make_autoencoder_in_plane
+from bundle.networks.lossless import lossless_start
 from bundle.networks.norm import drop_norms
 from bundle.networks.refiner import Refiner
 from bundle.networks.restorer import Restorer

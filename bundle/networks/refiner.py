@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle.networks.layout import from_slices_first, to_slices_first, use_slices_first
+from bundle.networks.layout import compact, from_slices_first, to_slices_first, use_slices_first
 from bundle.networks.norm import drop_norms
 
 _LOCAL_MEAN = (1, 5, 5)  # slices, rows, columns whose mean is taken off, so that anatomy's level is not seen
@@ -39,6 +39,7 @@ class Refiner(nn.Module):
         )
         # Instance norms depend on the window; without them a tile equals the same part of the whole volume.
         use_slices_first(drop_norms(self.net))
+        _activate_in_convolutions(self.net)
         last = self.net.output_block.conv.conv
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -60,6 +61,17 @@ class Refiner(nn.Module):
             (ANATOMY_SCALE * restored).clamp(-ANATOMY_SCALE, ANATOMY_SCALE),
             noise.log().expand_as(base),
         ]
-        # Maps of one channel hand no order of channels on, and in the wrong one the network takes twice the time.
-        x = torch.cat(features, dim=1).contiguous(memory_format=torch.channels_last_3d)
+        # Channels last: in another order the network takes twice the time.
+        x = torch.cat([compact(x).movedim(1, -1) for x in features], dim=-1).movedim(-1, 1)
         return from_slices_first(noise * self.net(x).float())
+
+
+def _activate_in_convolutions(net: nn.Module) -> None:
+    """Hand the activation of DynUNet's blocks, which follows each of their convolutions, to these."""
+    from monai.networks.blocks.dynunet_block import UnetBasicBlock
+
+    for block in net.modules():
+        if isinstance(block, UnetBasicBlock):
+            for convolution in (block.conv1, block.conv2):
+                convolution.conv.slope = block.lrelu.negative_slope
+            block.lrelu = nn.Identity()

@@ -15,8 +15,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 # Where stride and padding stand among the arguments.
-_CONVOLUTIONS = {"conv3d": (3, 4), "mkldnn_convolution": (4, 3), "conv_transpose3d": (3, 4)}
+_CONVOLUTIONS = {
+    "conv3d": (3, 4),
+    "mkldnn_convolution": (4, 3),
+    "_convolution_pointwise": (4, 3),
+    "conv_transpose3d": (3, 4),
+}
 _REORDERING = {"permute", "movedim", "__getitem__"}
+_RESHAPING = {"flatten", "unflatten"}
 # What works on each slice by itself, and leaves the order of the axes as it is.
 _SLICEWISE = {
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__pow__", "__neg__"),
@@ -85,7 +91,7 @@ class SliceStream(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in _CONVOLUTIONS and args[1].shape[2] > 1:
             return self._convolved(func, args, kwargs)
-        if name not in _SLICEWISE and name not in _REORDERING and name not in _CONVOLUTIONS:
+        if name not in _SLICEWISE | _REORDERING | _RESHAPING and name not in _CONVOLUTIONS:
             raise NotStreamable(f"{name} may mix slices")
         args = self._same_slices(args)
         x = max(_streamed(args), key=torch.Tensor.dim)
@@ -97,6 +103,8 @@ class SliceStream(TorchFunctionMode):
             if 2 not in moved.shape:
                 raise NotStreamable(f"{name} takes some of the slices")
             axis = moved.shape.index(2) - moved.ndim
+        if name in _RESHAPING:
+            axis = place.axis  # all that changes lies behind it
         dummy = count == 0 and name in _NOT_OF_NOTHING
         results = _of_nothing(func, args, kwargs, axis) if dummy else func(*args, **kwargs)
         for result in results if isinstance(results, tuple) else [results]:
@@ -237,6 +245,8 @@ def _check_slicewise(name: str, args: Any, dimensions: int, axis: int) -> None:
         n % dimensions for n in (args[1] if isinstance(args[1], (list, tuple)) else args[1:])
     }:
         raise NotStreamable("slices in the opposite order")
+    if name in _RESHAPING and args[1] <= axis:
+        raise NotStreamable(f"{name} of slices")
     if name == "avg_pool3d" and (axis < 2 or args[1][axis - 2] != 1):
         raise NotStreamable("an average over slices")
 

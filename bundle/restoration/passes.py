@@ -8,7 +8,7 @@ import torch
 
 from bundle.diffusion.process import State
 from bundle.metrics.noise import noise_level as estimate_noise
-from bundle.networks.precision import release_freed_memory
+from bundle.networks.precision import keep_memory_for
 from bundle.pages import let_go
 from bundle.restoration.draws import Leg, deviation, take_in
 from bundle.restoration.region import Box, dense_box
@@ -66,16 +66,15 @@ class Passage:
         """Yield finished slices in order, from overlapping slabs cut into tiles, `batch` of which run at a time."""
         assembly = self.assembly()
         waiting: list[tuple[Tile, torch.Tensor, torch.Tensor]] = []
-        former: tuple[int, ...] | None = None
 
         def work_off() -> None:
-            nonlocal former
             if not waiting:
                 return
-            if waiting[0][0].shape != former and self.device.type == "cpu":
-                release_freed_memory()
-            former = waiting[0][0].shape
-            inputs_hu = torch.stack([image for _, image, _ in waiting])[:, None].to(self.device)
+            if self.device.type == "cpu":
+                keep_memory_for(waiting[0][0].shape)
+            # The values of a slice together in memory, as the networks want them.
+            images = torch.stack([image.movedim(-1, 0) for _, image, _ in waiting])
+            inputs_hu = images[:, None].movedim(2, -1).to(self.device)
             levels = torch.stack([level for _, _, level in waiting]).to(self.device)
             changes = self._mean(inputs_hu, levels, [tile.origin for tile, _, _ in waiting])
             for (tile, _, _), change in zip(waiting, changes.float().cpu(), strict=True):
@@ -124,7 +123,8 @@ class Passage:
         levels = self._levels[start : start + slab.shape[-1]]
         fresh = np.flatnonzero(np.isnan(levels))
         if len(fresh):
-            levels[fresh] = estimate_noise(slab[..., fresh].cpu().numpy())
+            values = slab.cpu().numpy()
+            levels[fresh] = np.concatenate([estimate_noise(values[..., k : k + 1]) for k in fresh])
         return torch.from_numpy(levels.copy())
 
     def box(self, slab: torch.Tensor) -> Box | None:

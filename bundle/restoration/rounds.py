@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from bundle.networks.precision import release_freed_memory
+from bundle.networks.precision import keep_memory_for
 from bundle.networks.slice_stream import SliceStream
 from bundle.pages import Pages, let_go
 from bundle.restoration.draws import Leg, deviation, take_in
@@ -96,7 +96,7 @@ class Rounds:
         """One leg of all slices of a tile; `state` (channels, h, w, D) is what the leg before gave."""
         stream = SliceStream(depth=self.depth, most=self.at_once)
         if self.passage.device.type == "cpu":
-            release_freed_memory()
+            keep_memory_for((*tile.shape[:2], self.at_once))
         coming, done = self._passes(), 0
         while done < self.depth:
             start, stop = next(coming, (self.depth, self.depth))

@@ -56,9 +56,9 @@ class Tile:
         return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
 
     def weight(self) -> torch.Tensor:
-        """Its weights (H, W, D), float32."""
+        """Its weights (H, W, D), float32, the values of a slice together in memory."""
         rows, columns, slices = (torch.from_numpy(s.weight) for s in (self.rows, self.columns, self.slices))
-        return rows[:, None, None] * columns[None, :, None] * slices[None, None, :]
+        return (slices[:, None, None] * (rows[:, None] * columns)).movedim(0, -1)
 
 
 def plain(start: int, stop: int) -> Span:
@@ -122,13 +122,11 @@ class Assembly:
     def __init__(self, channels: int, plane: Sequence[int]) -> None:
         self._shape = (channels, *plane)
         self._first = 0
-        self._sum = torch.zeros(*self._shape, 0)
+        self._sum = self._zeros(0)
 
     def add(self, tile: Tile, values: torch.Tensor) -> None:
         """Add a tile's values (channels, h, w, d), weighted."""
-        missing = tile.slices.stop - self._first - self._sum.shape[-1]
-        if missing > 0:
-            self._sum = torch.cat([self._sum, torch.zeros(*self._shape, missing)], dim=-1)
+        self._reach(tile.slices.stop)
         depth = slice(tile.slices.start - self._first, tile.slices.stop - self._first)
         self._sum[(slice(None), *tile.in_plane, depth)] += values * tile.weight()
 
@@ -141,9 +139,17 @@ class Assembly:
         count = before - self._first
         if count <= 0:
             return
-        missing = count - self._sum.shape[-1]
-        if missing > 0:  # slabs of air alone
-            self._sum = torch.cat([self._sum, torch.zeros(*self._shape, missing)], dim=-1)
+        self._reach(before)  # slabs of air alone add nothing
         first, values = self._first, self._sum[..., :count]
         self._sum, self._first = self._sum[..., count:].clone(), before
         yield first, values
+
+    def _reach(self, stop: int) -> None:
+        missing = stop - self._first - self._sum.shape[-1]
+        if missing > 0:
+            self._sum = torch.cat([self._sum, self._zeros(missing)], dim=-1)
+
+    def _zeros(self, count: int) -> torch.Tensor:
+        """As the networks' results lie in memory, the values of a slice together."""
+        channels, *plane = self._shape
+        return torch.zeros(channels, count, *plane).movedim(1, -1)

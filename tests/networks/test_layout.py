@@ -3,9 +3,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from bundle.networks.inplane import DenoiserDownsample, EncoderDownsample, InPlaneUpsample
-from bundle.networks.layout import convolve, from_slices_first, to_slices_first, use_slices_first
+from bundle.networks.layout import (
+    convolve,
+    depth_to_space,
+    from_slices_first,
+    space_to_depth,
+    to_slices_first,
+    use_slices_first,
+)
 
 X = torch.rand(2, 4, 8, 12, 5, generator=torch.Generator().manual_seed(0))
 MODULES = {
@@ -30,6 +38,20 @@ def test_there_and_back_is_the_same_memory():
     assert (
         to_slices_first(from_slices_first(there)).data_ptr() == there.data_ptr()
     )  # nothing is copied between networks
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_blocks_of_pixels_become_channels_and_back(factor):
+    x = to_slices_first(X).requires_grad_()
+    there = space_to_depth(x, factor)
+    for block in range(factor**2):
+        row, column = divmod(block, factor)
+        assert torch.equal(there[:, 4 * block : 4 * block + 4], x[..., row::factor, column::factor])
+    assert there.is_contiguous(memory_format=torch.channels_last_3d)
+    back = depth_to_space(there, factor)
+    assert torch.equal(back, x)
+    weights = torch.rand(X.shape).permute(0, 1, 4, 2, 3)
+    assert torch.equal(torch.autograd.grad((weights * back).sum(), x)[0], weights)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -69,6 +91,21 @@ def test_under_autocast_one_sample_is_rounded_as_in_a_batch():
         alone, together = changed(x[:1]), changed(x)
     assert alone.dtype is together.dtype is torch.bfloat16
     assert torch.equal(alone, together[:1])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_leaky_relu_in_a_convolution_is_the_one_after_it(mixed):
+    conv = nn.Conv3d(4, 6, 3, padding=1, stride=(2, 1, 1))
+    x = to_slices_first(X)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        recorded = convolve(conv, x, conv.bias, slope=0.1)  # with gradients, torch's own operations
+        expected = functional.leaky_relu(convolve(conv, x, conv.bias), 0.1)
+        with torch.no_grad():
+            found = convolve(conv, x, conv.bias, slope=0.1)
+    assert torch.equal(recorded, expected)
+    assert found.dtype == expected.dtype
+    assert expected.min() < 0
+    torch.testing.assert_close(found, expected, atol=0.01 if mixed else 1e-6, rtol=0.01 if mixed else 1e-5)
 
 
 def test_a_bias_can_be_left_out():
