@@ -67,7 +67,8 @@ def accelerated(restorer: Restorer, *, backend: str | None = None, device: torch
     if backend is None:
         return restorer
     graphs = backend == "inductor" and torch.device(device).type == "cuda"
-    restorer.autoencoder.only_changes_basis()  # a compiler cannot look at the weights
+    with torch.no_grad():
+        restorer.autoencoder.only_changes_basis()  # a compiler cannot look at the weights
     engine, autoencoder = copy.copy(restorer), copy.copy(restorer.autoencoder)
     engine.slices_flow = False  # a compiled network is one operation
     for name in ("encode", "decode_difference"):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bundle.networks.inplane import InPlaneUpsample
 from bundle.networks.layout import (
+    autocast_format,
     convolve,
     depth_to_space,
     from_slices_first,
@@ -53,8 +54,9 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
         self.register_buffer("_basis", block_cosine_basis(factor), persistent=False)
-        self._weights_seen: list[tuple[int, int]] = []
-        self._lossless = False
+        # One object, which copies of this module share as they share the weights (networks.acceleration).
+        self._found: dict[str, Any] = {"weights": [], "lossless": False}
+        self.register_load_state_dict_post_hook(_look_again)
 
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
@@ -121,20 +123,24 @@ class Autoencoder(nn.Module):
     def only_changes_basis(self) -> bool:
         """Whether the weights are those of `lossless_start` and get no gradient; looked at again when they changed.
 
-        While a graph is recorded there may be no values to look at: what was found before counts.
+        While a graph is recorded there may be no values to look at: what was found last counts, until weights are
+        loaded.
         """
         weights = list(self.net.parameters())
         if not self.exact_path or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
-            self._weights_seen, self._lossless = [], False
+            _look_again(self)
             return False
         if torch.compiler.is_compiling() or any(isinstance(weight, FakeTensor) for weight in weights):
-            return self._lossless
+            return bool(self._found["lossless"])
+        if any(weight.is_inference() for weight in weights):  # they do not tell when they change
+            return False
         seen = [(id(weight), weight._version) for weight in weights]
-        if seen != self._weights_seen:
+        if seen != self._found["weights"]:
             if torch.jit.is_tracing() or weights[0].is_meta:
                 return False
-            self._weights_seen, self._lossless = seen, is_lossless(self.net, factor=self.factor)
-        return self._lossless
+            self._found["lossless"] = is_lossless(self.net, factor=self.factor)
+            self._found["weights"] = seen
+        return bool(self._found["lossless"])
 
     @torch.no_grad()
     def measure(self, raw_latents: torch.Tensor) -> None:
@@ -154,10 +160,14 @@ class Autoencoder(nn.Module):
 
 def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
     """Return a context without autocast on x's device."""
-    kind = x.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if autocast_format(x.device.type) is None:
         return contextlib.nullcontext()  # nothing to switch off; torch.export writes such a context, and cannot read it
-    return torch.autocast(kind, enabled=False)
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _look_again(autoencoder: Autoencoder, _: object = None) -> None:
+    """Forget what the weights were found to be."""
+    autoencoder._found.update(weights=[], lossless=False)
 
 
 def _through(blocks: Iterable[Any], x: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ times slower than along a row of pixels. So the networks work on (B, C, D, H, W)
 memory. Weights keep the order H, W, D, in which every version of this bundle stores them.
 """
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,9 +26,13 @@ def from_slices_first(x: torch.Tensor) -> torch.Tensor:
 
 def compact(x: torch.Tensor) -> torch.Tensor:
     """In the number format that a convolution under autocast reads, so that what comes before it moves less memory."""
-    kind = x.device.type
+    return x.to(autocast_format(x.device.type) or x.dtype)
+
+
+def autocast_format(kind: str) -> torch.dtype | None:
+    """Number format of autocast on devices of that kind; None where it is off or there is none."""
     mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if mixed else x
+    return torch.get_autocast_dtype(kind) if mixed else None
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -42,12 +48,13 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
     return blocks.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3).permute(0, 4, 1, 2, 3)
 
 
-class _Convolution(nn.Conv3d):
+class Convolution(nn.Conv3d):
     """On (B, C, D, H, W) with weights (O, I, kH, kW, kD); with a slope, a leaky ReLU follows."""
 
     slope: float | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) to the same order."""
         return convolve(self, x, self.bias, slope=self.slope)
 
 
@@ -71,7 +78,7 @@ def convolve(
         extra = _slices_first(conv.output_padding)
         return functional.conv_transpose3d(x, weight, bias, stride, padding, extra, conv.groups, dilation)
     if _only_computes(x) and (slope is not None or _torch_would_be_slow(x)):
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # unknown to autocast
+        dtype = autocast_format("cpu") or x.dtype  # these operations are unknown to autocast
         bias = None if bias is None else bias.to(dtype)
         given = (x.to(dtype), weight.to(dtype), bias, padding, stride, dilation, conv.groups)
         if slope is None:
@@ -80,14 +87,23 @@ def convolve(
         activated: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(*given, "leaky_relu", [slope], "")
         return activated
     x = functional.conv3d(x, weight, bias, stride, padding, dilation, conv.groups)
-    return x if slope is None else functional.leaky_relu(x, slope)
+    return x if slope is None else functional.leaky_relu(x, slope, inplace=True)  # no gradient needs what was before
 
 
 def _only_computes(x: torch.Tensor) -> bool:
     """Whether oneDNN's own operations may be used: on a processor, and for graphs and gradients torch's stay."""
-    serves = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
     recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return serves and not recorded and torch.backends.mkldnn.is_available()
+    if x.device.type != "cpu" or recorded or not torch._C._get_mkldnn_enabled():
+        return False
+    return _onednn_computes_in(autocast_format("cpu") or x.dtype)
+
+
+@functools.cache
+def _onednn_computes_in(dtype: torch.dtype) -> bool:
+    """Whether this processor can: where it has no bfloat16 torch's own convolutions are slow, and oneDNN's raise."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _torch_would_be_slow(x: torch.Tensor) -> bool:
@@ -99,7 +115,7 @@ def use_slices_first(net: nn.Module) -> nn.Module:
     """Make every convolution of `net`, in place, work on (B, C, D, H, W), and return it; names of weights stay."""
     for module in net.modules():
         if type(module) is nn.Conv3d:
-            module.__class__ = _Convolution
+            module.__class__ = Convolution
         elif type(module) is nn.ConvTranspose3d:
             module.__class__ = _TransposedConvolution
         elif hasattr(module, "slices_first"):

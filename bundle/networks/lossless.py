@@ -5,6 +5,7 @@ residual branches zero; what is left is a change of basis within blocks of f x f
 """
 
 import copy
+import itertools
 import math
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ def lossless_start(net: Any, *, factor: int) -> nn.Module:
     each f x f block: noise and anatomy separate there, and a denoiser learns where on raw pixels it does not.
 
     Raises:
-        ValueError: when the network has too few channels to hold every value.
+        ValueError: when the network has too few channels to hold every value, or norms or attention.
     """
     encoder, decoder = net.encoder, net.decoder
     used = 1
@@ -48,7 +49,7 @@ def is_lossless(net: Any, *, factor: int) -> bool:
     """Whether the weights of AutoencoderKL are those of `lossless_start`; what residual branches begin with is free."""
     try:
         start = lossless_start(copy.deepcopy(net), factor=factor).state_dict()
-    except (ValueError, AttributeError, TypeError):  # too few channels, or norms, attention and other blocks
+    except (ValueError, AttributeError, TypeError):  # too few channels, or other blocks
         return False
     return all(torch.equal(value, start[name]) for name, value in net.state_dict().items())
 
@@ -81,18 +82,14 @@ def _set_lossless(block: Any, used: int) -> int:
         conv = cast(nn.Conv3d, block.conv.conv)
         _clear(conv)
         _require_channels(conv, 4 * used)
-        for channel in range(used):
-            for a in (0, 1):
-                for b in (0, 1):
-                    conv.weight[4 * channel + 2 * a + b, channel, a, b, 1] = 1.0
+        for channel, a, b in itertools.product(range(used), (0, 1), (0, 1)):
+            conv.weight[4 * channel + 2 * a + b, channel, a, b, 1] = 1.0
         return 4 * used
     if isinstance(block, InPlaneUpsample):
         transposed = cast(nn.ConvTranspose3d, block.conv.conv)
         _clear(transposed)
-        for channel in range(used // 4):
-            for a in (0, 1):
-                for b in (0, 1):
-                    transposed.weight[4 * channel + 2 * a + b, channel, 1 + a, 1 + b, 1] = 1.0
+        for channel, a, b in itertools.product(range(used // 4), (0, 1), (0, 1)):
+            transposed.weight[4 * channel + 2 * a + b, channel, 1 + a, 1 + b, 1] = 1.0
         return used // 4
     if hasattr(block, "conv2"):
         _clear(block.conv2.conv)
@@ -100,6 +97,8 @@ def _set_lossless(block: Any, used: int) -> int:
             _set_centre(block.nin_shortcut.conv, used)
     elif hasattr(block, "conv"):
         _set_centre(block.conv, used)
+    elif not isinstance(block, nn.Identity):
+        raise ValueError(f"{type(block).__name__} does not leave its input as it is")
     return used
 
 

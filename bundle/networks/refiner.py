@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle.networks.layout import compact, from_slices_first, to_slices_first, use_slices_first
+from bundle.networks.layout import Convolution, compact, from_slices_first, to_slices_first, use_slices_first
 from bundle.networks.norm import drop_norms
 
 _LOCAL_MEAN = (1, 5, 5)  # slices, rows, columns whose mean is taken off, so that anatomy's level is not seen
@@ -73,5 +73,6 @@ def _activate_in_convolutions(net: nn.Module) -> None:
     for block in net.modules():
         if isinstance(block, UnetBasicBlock):
             for convolution in (block.conv1, block.conv2):
+                assert isinstance(convolution.conv, Convolution)
                 convolution.conv.slope = block.lrelu.negative_slope
             block.lrelu = nn.Identity()

@@ -245,7 +245,7 @@ def _check_slicewise(name: str, args: Any, dimensions: int, axis: int) -> None:
         n % dimensions for n in (args[1] if isinstance(args[1], (list, tuple)) else args[1:])
     }:
         raise NotStreamable("slices in the opposite order")
-    if name in _RESHAPING and args[1] <= axis:
+    if name in _RESHAPING and (len(args) < 2 or args[1] <= axis):
         raise NotStreamable(f"{name} of slices")
     if name == "avg_pool3d" and (axis < 2 or args[1][axis - 2] != 1):
         raise NotStreamable("an average over slices")

@@ -123,8 +123,7 @@ class Passage:
         levels = self._levels[start : start + slab.shape[-1]]
         fresh = np.flatnonzero(np.isnan(levels))
         if len(fresh):
-            values = slab.cpu().numpy()
-            levels[fresh] = np.concatenate([estimate_noise(values[..., k : k + 1]) for k in fresh])
+            levels[fresh] = np.concatenate([estimate_noise(slab[..., k : k + 1].cpu().numpy()) for k in fresh])
         return torch.from_numpy(levels.copy())
 
     def box(self, slab: torch.Tensor) -> Box | None:

@@ -75,6 +75,8 @@ def free_bytes(device: torch.device) -> int:
 
 def _activations(step: TrainingStep, patch: tuple[int, int, int], batch_size: int) -> int:
     """Bytes that a forward pass keeps, each storage counted once, weights left out."""
+    with torch.no_grad():
+        step.restorer.autoencoder.only_changes_basis()  # tensors without content do not tell
     kept: dict[int, int] = {}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = next(step.parameters()).device

@@ -54,6 +54,16 @@ def test_compiled_networks_compute_the_same_at_any_shape(restorer):
 
 
 @pytest.mark.full
+def test_a_compiled_change_of_basis_ends_when_weights_are_loaded(restorer):
+    network = shaken(("denoiser", "refiner"))  # its autoencoder is a change of basis
+    engine = accelerated(network, backend="eager")
+    assert engine.autoencoder._found["lossless"]
+    torch.testing.assert_close(restorations(engine), restorations(network), rtol=1e-5, atol=1e-3)
+    network.load_state_dict(restorer.state_dict())
+    torch.testing.assert_close(restorations(engine), restorations(restorer), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler here")
 def test_a_real_compiler_changes_less_than_a_stored_unit(restorer):
     assert usable_backend(True, "cpu") == "inductor"

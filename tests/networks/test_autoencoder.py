@@ -1,9 +1,9 @@
 import pytest
 import torch
+from lossless_autoencoders import HU_PER_UNIT, PACKAGES, images, lossless
 from torch import nn
 
 from bundle.networks.autoencoder import full_precision
-from tests.lossless_autoencoders import HU_PER_UNIT, PACKAGES, images, lossless
 
 
 def scaled(autoencoder):
@@ -63,6 +63,25 @@ def test_weights_that_learn_or_have_moved_are_used(randomise):
         autoencoder.load_state_dict(other.state_dict())
         assert torch.equal(autoencoder.encode(x), other.encode(x))
         assert not torch.allclose(autoencoder.encode(x), before, atol=0.01)
+
+
+@torch.no_grad()
+def test_a_graph_recorded_after_weights_were_loaded_is_of_these(randomise):
+    """While it is recorded the weights have no values to look at, and before they were a change of basis."""
+    autoencoder, x = lossless(4), images()
+    autoencoder.encode(x)
+    autoencoder.load_state_dict(randomise(lossless(4), scale=0.05).state_dict())
+    module = nn.Module()
+    module.autoencoder = autoencoder
+    module.forward = autoencoder.encode
+    program = torch.export.export(module, (x,), strict=False).module()
+    torch.testing.assert_close(program(x), autoencoder.encode(x), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_made_for_inference_alone_are_used():
+    with torch.inference_mode():  # they do not tell when they change
+        autoencoder, x = lossless(4), images()
+        torch.testing.assert_close(autoencoder.decode(autoencoder.encode(x)), x, atol=1e-4, rtol=1e-5)
 
 
 @torch.no_grad()

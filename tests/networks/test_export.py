@@ -45,8 +45,11 @@ def test_unknown_format(tmp_path):
 
 
 @pytest.mark.full
-def test_programs_equal_the_network_at_shapes_never_exported(randomise, tmp_path):
+@pytest.mark.parametrize("learned", [True, False], ids=["learned", "basis"])
+def test_programs_equal_the_network_at_shapes_never_exported(randomise, tmp_path, learned):
     net = randomise(build_restorer("tiny"))
+    if not learned:
+        net.autoencoder.load_state_dict(build_restorer("tiny").autoencoder.state_dict())
     export_parts(net, tmp_path / "out", formats=["torch"], about={"weights_sha256": "none"})
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert sorted(manifest["sha256"]) == [f"{name}.pt2" for name in ("decoder", "denoiser", "encoder", "refiner")]

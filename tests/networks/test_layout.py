@@ -1,4 +1,7 @@
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,6 +109,37 @@ def test_a_leaky_relu_in_a_convolution_is_the_one_after_it(mixed):
     assert found.dtype == expected.dtype
     assert expected.min() < 0
     torch.testing.assert_close(found, expected, atol=0.01 if mixed else 1e-6, rtol=0.01 if mixed else 1e-5)
+
+
+def test_an_activation_in_a_convolution_keeps_nothing_of_its_own_for_the_gradient():
+    conv, kept = nn.Conv3d(4, 6, 3), []
+    x = to_slices_first(X)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        result = convolve(conv, x, conv.bias, slope=0.1)
+    places = {value.untyped_storage().data_ptr() for value in kept}
+    assert places == {value.untyped_storage().data_ptr() for value in (x, conv.weight, result)}
+
+
+_BFLOAT16_ANYWHERE = """
+import torch
+from bundle.networks.layout import convolve
+torch.manual_seed(0)
+conv, x = torch.nn.Conv3d(4, 4, 3, padding=1), torch.rand(1, 4, 3, 8, 8)
+with torch.no_grad():
+    expected = torch.nn.functional.leaky_relu(convolve(conv, x, conv.bias), 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = convolve(conv, x, conv.bias, slope=0.1)
+print(found.dtype, float((found - expected).abs().max()))
+"""
+
+
+def test_bfloat16_computes_on_processors_that_onednn_has_none_for():
+    """`mixed_precision bf16` may be asked for anywhere; oneDNN is told here that the processor is an older one."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", _BFLOAT16_ANYWHERE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kind, largest = done.stdout.split()
+    assert kind == "torch.bfloat16" and float(largest) < 0.02
 
 
 def test_a_bias_can_be_left_out():

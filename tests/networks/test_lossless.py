@@ -1,8 +1,9 @@
 import pytest
 import torch
+from lossless_autoencoders import HU_PER_UNIT, PACKAGES, bare, images, lossless
+from torch import nn
 
 from bundle.networks.lossless import block_cosine_basis, is_lossless, lossless_start
-from tests.lossless_autoencoders import HU_PER_UNIT, PACKAGES, bare, images, lossless
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -19,10 +20,10 @@ def test_a_lossless_start_gives_back_any_image(factor, networks_from):
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-@torch.no_grad()
 def test_a_lossless_start_stays_so_whatever_the_latents_scale(factor):
     autoencoder, x = lossless(factor), images()
     autoencoder.measure(autoencoder.distribution(images(seed=1))[0] * 3 + 0.2)
+    assert not autoencoder.only_changes_basis()  # with gradients the layers compute
     assert (autoencoder.decode(autoencoder.encode(x)) - x).abs().max() < 2e-5
 
 
@@ -106,3 +107,8 @@ def test_weights_are_known_as_lossless_until_one_moves(randomise, networks_from)
 
 def test_a_network_that_cannot_be_lossless_is_not():
     assert not is_lossless(bare((4, 16, 8), latent=16), factor=4)
+    net = bare((4, 16, 16), latent=16)
+    net.encoder.blocks.append(nn.GroupNorm(1, 16))
+    with pytest.raises(ValueError, match="GroupNorm does not leave its input as it is"):
+        lossless_start(net, factor=4)
+    assert not is_lossless(net, factor=4)

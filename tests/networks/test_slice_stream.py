@@ -132,6 +132,7 @@ class Around(nn.Module):
         (lambda x: functional.conv3d(x, torch.ones(1, 2, 3, 1, 1), None, 1, 0), "padding"),
         (lambda x: torch.add(x, other=x), "add is given slices by keyword"),
         (lambda x: x.flatten(1, 2), "flatten of slices"),
+        (lambda x: x.flatten(), "flatten of slices"),
         (lambda x: x.unflatten(2, (2, 2)), "unflatten of slices"),
         (lambda x: functional.interpolate(x, scale_factor=2.0), "interpolate changes the number of slices"),
     ],

@@ -52,6 +52,14 @@ def test_one_step(volume, network, at_once):
     assert difference(volume, network, {"slices_at_once": at_once}) < 0.01
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_autoencoder_that_is_a_change_of_basis(volume, steps):
+    network = shaken(("denoiser", "refiner"))
+    assert difference(volume, network, {"slices_at_once": 4}, steps=steps) < 0.02
+    with torch.no_grad():
+        assert network.autoencoder.only_changes_basis()
+
+
 @pytest.mark.parametrize("steps", [2, 4])
 def test_few_steps(volume, network, steps):
     assert difference(volume, network, {"slices_at_once": 4}, steps=steps) < 0.02

@@ -11,10 +11,12 @@ def trainer(scans, cache, tmp_path_factory):
     return make_workflow(scans, tmp_path_factory.mktemp("memory"), cache=cache)[1]
 
 
-def test_what_a_step_keeps_is_what_was_counted(trainer):
-    """Counted without computing against counted while computing, in the phase with everything."""
+@pytest.mark.parametrize("phase", ["denoiser", "joint"])
+def test_what_a_step_keeps_is_what_was_counted(trainer, phase):
+    """Counted without computing, and first, against counted while computing; autoencoder frozen and learning."""
     step, kept = trainer.step, {}
-    step.set_phase(trainer.plan.phases[-1])
+    step.set_phase(next(one for one in trainer.plan.phases if one.name == phase))
+    estimated = memory._activations(step, trainer.dataset.patch, trainer.batch_size)
     weights = {p.untyped_storage().data_ptr() for p in (*step.parameters(), *step.buffers())}
     alive = []
 
@@ -29,7 +31,6 @@ def test_what_a_step_keeps_is_what_was_counted(trainer):
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         step(batch)
-    estimated = memory._activations(step, trainer.dataset.patch, trainer.batch_size)
     assert estimated == pytest.approx(sum(kept.values()), rel=0.05)
 
 
