@@ -27,6 +27,7 @@ def our_methods(
     averaged_samples: int = 0,
     averaged_steps: int = 4,
     averaged_flips: int = 0,
+    strengths: Sequence[float] = (),
     card: WeightsCard = NO_CARD,
     data_consistency: bool = False,
 ) -> list[Method]:
@@ -40,6 +41,7 @@ def our_methods(
         averaged_samples: draws whose mean is a row; 0 for no such row.
         averaged_steps: steps of those draws.
         averaged_flips: mirror images that one step is averaged over for a row; 0 for no such row.
+        strengths: a row for each: the row 'restored' with that share of its change.
         card: how the deviation of those draws is calibrated.
         data_consistency: thin slices average to the thick ones that they came from.
     """
@@ -63,6 +65,9 @@ def our_methods(
         calibrated = Uncertainty(deviation.numpy(), scale=scale, floor_hu=floor_hu)
         restored = consistent(problem, mean.numpy()) if data_consistency else mean.numpy()
         return Estimate(restored, np.stack([calibrated[:, :, k] for k in range(hu.shape[2])], axis=2))
+
+    def weakened(problem: Problem, strength: float) -> np.ndarray:
+        return problem.degraded_hu + np.float32(strength) * (restore(problem, inferer) - problem.degraded_hu)
 
     def without(part: str) -> Method:
         def ablated(problem: Problem) -> np.ndarray:
@@ -89,6 +94,9 @@ def our_methods(
         mirrored = _changed(inferer, 1, 1, averaged_flips)
         what = f"ours, {_spoken(mirrored)}"
         methods.append(Method(f"mean_of_{averaged_flips}_flips", "ours", what, lambda p: restore(p, mirrored)))
+    for strength in strengths:
+        what = f"ours, {_spoken(inferer)}, strength {strength}"
+        methods.append(Method(f"strength_{strength}", "ours", what, lambda p, s=strength: weakened(p, s)))  # type: ignore
     if averaged_samples:
         what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
         methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))

@@ -54,6 +54,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         sampled_steps: further rows: one draw with so many steps.
         averaged_samples: draws of 4 steps whose mean is a row; 0 for no such row.
         averaged_flips: mirror images whose mean is a row; 0 for no such row.
+        strengths: further rows: so much of the change of the row 'restored'.
         phantom_dose: dose of the phantom's poor scan; None leaves the phantom out.
         seed: of the phantom's noise.
         training_file: the training run's data.json, to say which series were trained on; may be missing.
@@ -73,6 +74,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         sampled_steps: Sequence[int] = (),
         averaged_samples: int = 0,
         averaged_flips: int = 0,
+        strengths: Sequence[float] = (),
         phantom_dose: float | None = None,
         seed: int = 0,
         training_file: str | Path | None = None,
@@ -91,6 +93,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             sampled_steps=sampled_steps,
             averaged_samples=averaged_samples,
             averaged_flips=averaged_flips,
+            strengths=strengths,
             card=card,
             data_consistency=data_consistency,
         )

@@ -88,6 +88,17 @@ def test_a_row_of_mirror_images(rows):
     assert not np.array_equal(found.restore(PROBLEM), methods["restored"].restore(PROBLEM))
 
 
+def test_rows_of_weaker_strength_lie_between_input_and_restoration(rows):
+    network, methods = rows
+    options = {"device": torch.device("cpu"), "strengths": [0.0, 0.25, 1.0]}
+    found = {m.name: m for m in our_methods(network, RestorationInferer(mixed_precision="off"), **options)}
+    restored = methods["restored"].restore(PROBLEM)
+    np.testing.assert_array_equal(found["strength_0.0"].restore(PROBLEM), PROBLEM.degraded_hu)
+    np.testing.assert_allclose(found["strength_1.0"].restore(PROBLEM), restored, atol=1e-3)
+    expected = 0.75 * PROBLEM.degraded_hu + 0.25 * restored
+    np.testing.assert_allclose(found["strength_0.25"].restore(PROBLEM), expected, atol=1e-3)
+
+
 def test_weights_for_thin_slices_keep_the_thick_ones(rows):
     network, methods = rows
     slabs = ThickSlices(thickness_mm=7.5)
