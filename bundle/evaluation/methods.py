@@ -94,10 +94,12 @@ def restricted(methods: Sequence[Method], names: Sequence[str] | None) -> list[M
     """Those of `methods` that are named, or all.
 
     Raises:
-        BundleError: for a name that no method has.
+        BundleError: for a name that no method has, or what is no list.
     """
     if names is None:
         return list(methods)
+    if isinstance(names, str):  # what the command line could not take for a list
+        raise BundleError(f"methods '{names}' is no list", hint="put its names in quotes: \"['strength_0.5']\"")
     known = [method.name for method in methods]
     if unknown := [name for name in names if name not in known]:
         raise BundleError(f"method '{unknown[0]}' is unknown", hint=f"use some of {', '.join(known)}")

@@ -93,7 +93,7 @@ def convolve(
 def _only_computes(x: torch.Tensor) -> bool:
     """Whether oneDNN's own operations may be used: on a processor, and for graphs and gradients torch's stay."""
     recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if x.device.type != "cpu" or recorded or not torch._C._get_mkldnn_enabled():
+    if x.device.type != "cpu" or recorded or not torch.backends.mkldnn.enabled:
         return False
     return _onednn_computes_in(autocast_format("cpu") or x.dtype)
 

@@ -26,3 +26,5 @@ def test_methods_are_chosen_by_name():
     assert [m.name for m in restricted(methods, ["c", "a"])] == ["a", "c"]
     with pytest.raises(BundleError, match="'d' is unknown"):
         restricted(methods, ["d"])
+    with pytest.raises(BundleError, match=r"methods '\[a,b\]' is no list \(put its names in quotes"):
+        restricted(methods, "[a,b]")
