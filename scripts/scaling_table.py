@@ -40,7 +40,11 @@ GPUS = (Gpu("V100", 112, 1.5), Gpu("A100", 312, 2.5), Gpu("H100", 989, 4.0))
 
 def flops_per_slice(preset: str) -> float:
     """Floating-point operations of the one-step restoration of a 512 x 512 slice; counted, nothing is computed."""
-    network = build_restorer(preset).eval().to("meta")
+    network = build_restorer(preset).eval()
+    with torch.no_grad():
+        only_basis = network.autoencoder.only_changes_basis()  # as with the shipped weights; seen by their values
+    network.to("meta")
+    network.autoencoder.only_changes_basis = lambda: only_basis  # type: ignore[method-assign]
     channels = network.units.channels
     image = torch.empty(1, channels, *TILE[2:], device="meta")
     spacing, noise = torch.ones(1, 3, device="meta"), torch.ones(1, TILE[-1], device="meta")

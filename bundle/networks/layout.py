@@ -77,7 +77,7 @@ def convolve(
     if isinstance(conv, nn.ConvTranspose3d):
         extra = _slices_first(conv.output_padding)
         return functional.conv_transpose3d(x, weight, bias, stride, padding, extra, conv.groups, dilation)
-    if _only_computes(x) and (slope is not None or _torch_would_be_slow(x)):
+    if only_computes(x) and (slope is not None or _torch_would_be_slow(x)):
         dtype = autocast_format("cpu") or x.dtype  # these operations are unknown to autocast
         bias = None if bias is None else bias.to(dtype)
         given = (x.to(dtype), weight.to(dtype), bias, padding, stride, dilation, conv.groups)
@@ -90,7 +90,7 @@ def convolve(
     return x if slope is None else functional.leaky_relu(x, slope, inplace=True)  # no gradient needs what was before
 
 
-def _only_computes(x: torch.Tensor) -> bool:
+def only_computes(x: torch.Tensor) -> bool:
     """Whether oneDNN's own operations may be used: on a processor, and for graphs and gradients torch's stay."""
     recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
     if x.device.type != "cpu" or recorded or not torch.backends.mkldnn.enabled:

@@ -6,20 +6,32 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle.networks.layout import Convolution, compact, from_slices_first, to_slices_first, use_slices_first
+from bundle.networks.layout import (
+    Convolution,
+    compact,
+    depth_to_space,
+    from_slices_first,
+    space_to_depth,
+    to_slices_first,
+    use_slices_first,
+)
 from bundle.networks.norm import drop_norms
 
-_LOCAL_MEAN = (1, 5, 5)  # slices, rows, columns whose mean is taken off, so that anatomy's level is not seen
-ANATOMY_SCALE = 4.0  # air is -4 and soft tissue differs by tenths, as large as the other features differ
+BLOCK = 2  # rows and columns of the blocks whose pixels are channels
+_ONE_SLICE = (1, 3, 3)  # blocks whose mean is taken off, so that anatomy's level is not seen
+_ANATOMY_SCALE = 4.0  # units of 250 HU: soft tissue differs by tenths of them, as the other features differ
 
 
 class Refiner(nn.Module):
     """Corrects a restoration from the input and the restoration itself, in units of the slice's noise.
 
-    Dividing by the noise level makes one set of weights serve every dose. The output starts at zero.
+    Dividing by the noise level makes one set of weights serve every dose. The pixels of a block of 2 x 2 are channels,
+    as in FFDNet (Zhang et al. 2018, doi:10.1109/TIP.2018.2839891): on full rows and columns a few channels take most of
+    the time and leave the processor's matrix units idle. The output starts at zero.
 
     Args:
-        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only).
+        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only). The first level, on blocks,
+            works slice by slice; the others see neighbouring slices.
     """
 
     def __init__(self, features: Sequence[int]) -> None:
@@ -29,9 +41,9 @@ class Refiner(nn.Module):
         levels = len(features)
         self.net = DynUNet(
             spatial_dims=3,
-            in_channels=4,
-            out_channels=1,
-            kernel_size=[(3, 3, 3)] * levels,
+            in_channels=4 * BLOCK**2 + 1,
+            out_channels=BLOCK**2,
+            kernel_size=[(3, 3, 1)] * (levels - 1) + [(3, 3, 3)],
             strides=[(1, 1, 1)] + [(2, 2, 1)] * (levels - 1),
             upsample_kernel_size=[(2, 2, 1)] * (levels - 1),
             filters=list(features),
@@ -43,7 +55,7 @@ class Refiner(nn.Module):
         last = self.net.output_block.conv.conv
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.multiple = 2 ** (levels - 1)
+        self.multiple = BLOCK * 2 ** (levels - 1)
 
     def forward(self, base: torch.Tensor, restored: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return the correction (B, 1, H, W, D) to `restored`.
@@ -54,16 +66,19 @@ class Refiner(nn.Module):
             noise: noise level per slice in network units (B, 1, 1, 1, D).
         """
         base, restored, noise = (to_slices_first(x) for x in (base, restored, noise))
-        local_mean = functional.avg_pool3d(restored, _LOCAL_MEAN, stride=1, padding=(0, 2, 2), count_include_pad=False)
+        blocks, removed = space_to_depth(restored, BLOCK), space_to_depth(base - restored, BLOCK)
+        means = functional.avg_pool3d(restored, (1, BLOCK, BLOCK), stride=(1, BLOCK, BLOCK))
+        local_mean = functional.avg_pool3d(means, _ONE_SLICE, stride=1, padding=(0, 1, 1), count_include_pad=False)
         features = [
-            ((base - restored) / noise).clamp(-6.0, 6.0),
-            ((restored - local_mean) / noise).clamp(-6.0, 6.0),
-            (ANATOMY_SCALE * restored).clamp(-ANATOMY_SCALE, ANATOMY_SCALE),
-            noise.log().expand_as(base),
+            (removed / noise).clamp(-6.0, 6.0),
+            ((blocks - local_mean) / noise).clamp(-6.0, 6.0),
+            _ANATOMY_SCALE * removed,
+            _ANATOMY_SCALE * blocks,
+            noise.log().expand_as(means),
         ]
         # Channels last: in another order the network takes twice the time.
         x = torch.cat([compact(x).movedim(1, -1) for x in features], dim=-1).movedim(-1, 1)
-        return from_slices_first(noise * self.net(x).float())
+        return from_slices_first(noise * depth_to_space(self.net(x).float(), BLOCK))
 
 
 def _activate_in_convolutions(net: nn.Module) -> None:

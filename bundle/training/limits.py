@@ -26,6 +26,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0.0, 1.0, False),
     "clip_norm": (1.0e-6, 1.0e6, False),
     "loss_corner": (0.01, 1.0e6, False),
+    "noisy_weight": (0, 4, False),
     "max_skipped_steps": (1, 10**6, True),
     "seed": (0, 2**63 - 1, True),
     "final_rate": (0.0, 1.0, False),

@@ -16,7 +16,7 @@ def charbonnier(difference_hu: torch.Tensor) -> torch.Tensor:
 
 
 def noise_relative_charbonnier(
-    difference_hu: torch.Tensor, noise_hu: torch.Tensor, *, corner: float = LOSS_CORNER
+    difference_hu: torch.Tensor, noise_hu: torch.Tensor, *, corner: float = LOSS_CORNER, noisy_weight: float = 0.0
 ) -> torch.Tensor:
     """Charbonnier loss of differences in units of the noise, quadratic up to `corner` times the noise.
 
@@ -27,9 +27,11 @@ def noise_relative_charbonnier(
         difference_hu: (B, 1, H, W, D).
         noise_hu: noise level of the input per slice, (B, D).
         corner: in units of the noise; beyond, the loss is linear, so that metal does not outweigh all else.
+        noisy_weight: a slice counts (noise / SCALE_HU) to this power: 0, all scans alike; 2, all HU alike.
     """
-    relative = difference_hu / noise_hu.clamp_min(LEAST_NOISE_HU)[:, None, None, None, :]
-    return corner**2 * (((relative / corner).square() + 1.0).sqrt() - 1.0).mean()
+    noise_hu = noise_hu.clamp_min(LEAST_NOISE_HU)[:, None, None, None, :]
+    per_voxel = corner**2 * (((difference_hu / noise_hu / corner).square() + 1.0).sqrt() - 1.0)
+    return (per_voxel * (noise_hu / SCALE_HU) ** noisy_weight).mean()
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

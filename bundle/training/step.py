@@ -1,6 +1,7 @@
 """The training step: one module whose forward gives the losses, so that DDP and autocast wrap all of it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,7 @@ class TrainingStep(nn.Module):
         precision: number format of the forward pass.
         adversary: of phases with an adversarial or a perceptual term; no part of this module's parameters.
         loss_corner: error in units of the noise beyond which the losses on pixels are linear.
+        noisy_weight: power of the noise by which slices count in them (`noise_relative_charbonnier`).
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class TrainingStep(nn.Module):
         precision: Precision,
         adversary: Adversary | None = None,
         loss_corner: float = LOSS_CORNER,
+        noisy_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.loss_corner = loss_corner
+        self.pixel_loss = functools.partial(noise_relative_charbonnier, corner=loss_corner, noisy_weight=noisy_weight)
         self.restorer = restorer
         self.precision = precision
         self.adversary = adversary or Adversary()
@@ -95,13 +98,18 @@ class TrainingStep(nn.Module):
         t = process.sample_times(whole)[first : first + clean.shape[0]].to(clean.device)
         noise = self._noise(clean)
         z_t = process.corrupt(clean, conditions.latent, t, noise, conditions.spread)
-        prediction = restorer.predict(conditions, z_t, t)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._latents_learn()):  # as fast as in use otherwise
+            prediction = restorer.predict(conditions, z_t, t)
         target = process.target(clean, conditions.latent, t, noise, conditions.spread)
         terms = {"target": (prediction - target).square().mean()}
         if self.weights.keys() & {"refined", "unrefined"}:
             latent = process.to_clean(prediction, z_t, conditions.latent, t, conditions.spread)
             terms |= self._pixel_terms(conditions, latent, batch)
         return terms
+
+    def _latents_learn(self) -> bool:
+        groups = self.restorer.groups()
+        return any(weight.requires_grad for name in ("unet", "vae_encoder") for weight in groups[name])
 
     def _process(self) -> DiffusionProcess:
         process = self.restorer.process
@@ -124,7 +132,7 @@ class TrainingStep(nn.Module):
     ) -> dict[str, torch.Tensor]:
         def loss(image: torch.Tensor) -> torch.Tensor:
             difference_hu = self.restorer.linear.to_hu(image) - batch["label"]
-            return noise_relative_charbonnier(difference_hu, batch["noise_level"], corner=self.loss_corner)
+            return self.pixel_loss(difference_hu, batch["noise_level"])
 
         unrefined = self.restorer.unrefined(conditions, latent)
         terms = {"unrefined": loss(unrefined)}

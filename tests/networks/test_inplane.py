@@ -12,6 +12,7 @@ from bundle.networks.inplane import (
     make_autoencoder_in_plane,
     make_denoiser_in_plane,
 )
+from bundle.networks.layout import use_slices_first
 
 DOWN = [EncoderDownsample, DenoiserDownsample]
 UP = [InPlaneUpsample, lambda channels: InPlaneUpsample(channels, transposed=True)]
@@ -153,3 +154,12 @@ def test_a_network_keeps_the_order_of_the_axes(networks_from):
 def test_a_network_without_known_modules_is_refused(make):
     with pytest.raises(RuntimeError, match="no resampling module"):
         make(nn.Sequential(nn.Conv3d(1, 1, 3, stride=2), nn.MaxPool3d(2)))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3, 6, 8), (2, 5, 1, 4, 4)])
+def test_doubling_and_convolving_in_one_operation_is_the_same(shape):
+    up = use_slices_first(InPlaneUpsample(5))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last_3d)
+    recorded = up(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(up(x), recorded.detach(), atol=1e-5, rtol=1e-5)

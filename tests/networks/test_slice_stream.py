@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bundle.networks.inplane import InPlaneUpsample
 from bundle.networks.layout import use_slices_first
 from bundle.networks.presets import build_restorer
 from bundle.networks.slice_stream import NotStreamable, SliceStream
@@ -38,13 +39,15 @@ class Branches(nn.Module):
         self.down = nn.Conv3d(6, 6, 3, stride=(2, 2, 1), padding=1)
         self.deep = nn.Sequential(*[nn.Conv3d(6, 6, 3, padding=1) for _ in range(4)])
         self.up = nn.ConvTranspose3d(6, 6, 3, stride=(2, 2, 1), padding=1, output_padding=(1, 1, 0))
+        self.doubled = InPlaneUpsample(6)
         self.wide = nn.Conv3d(12, 3, 5, padding=2)
         self.point = nn.Conv3d(2, 3, 1)
         use_slices_first(self)
 
     def forward(self, x):
         early = functional.silu(self.enter(x))
-        late = self.up(functional.leaky_relu(self.deep(self.down(early)), inplace=True))
+        half = self.down(early)
+        late = self.up(functional.leaky_relu(self.deep(half), inplace=True)) + self.doubled(half)
         return self.wide(torch.cat([early, late], dim=1)) + self.point(x)
 
 

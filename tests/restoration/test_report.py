@@ -15,6 +15,7 @@ from tiny_workflows import run_tiny, write_tiny_weights
 from bundle.configuration import bundle_root
 from bundle.dicom.index import read_volume
 from bundle.files import file_digest
+from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.planes import planes, spread
 from bundle.restoration.report import _model_card, polyline, write_report
 from bundle.restoration.restored import RestoredSlices
@@ -47,6 +48,19 @@ def test_one_file_that_asks_for_nothing_and_names_nobody(report):
     for secret in ("Secret", "SECRET-7", "phantom-1", "2.25."):
         assert secret not in text
     assert "look at &lt;this&gt;" in text and "Not a medical device" in text
+
+
+def test_a_study_of_nothing_but_noise_stays_under_15_megabytes(tmp_path):
+    """What packs worst, with an uncertainty and the model card inside."""
+    rng = np.random.default_rng(0)
+    hu = np.round(rng.normal(40, 400, (512, 512, 30))).astype(np.float32)
+    source = NiftiSource(hu, np.diag([0.7, 0.7, 2.0, 1.0]))
+    restored = RestoredSlices(source, rng.normal(0, 200, hu.shape).astype(np.float32))
+    deviation = rng.normal(100, 30, hu.shape).astype(np.float32)
+    digest = file_digest(Path(bundle_root()) / "models" / "model.pt")
+    summary = {**SUMMARY, "weights_sha256": digest}
+    write_report(tmp_path / "a.html", source, restored, uncertainty=deviation, summary=summary, now=NOW)
+    assert 10_000_000 < (tmp_path / "a.html").stat().st_size < 15_000_000
 
 
 def test_the_link_leads_to_the_model_card_of_the_very_weights(report, tmp_path, monkeypatch):

@@ -80,3 +80,21 @@ def test_a_scan_without_noise_does_not_outweigh_the_others():
     difference = torch.ones(1, 1, 4, 4, 1)
     least = torch.full((1, 1), LEAST_NOISE_HU)
     assert noise_relative_charbonnier(difference, 0 * least) == noise_relative_charbonnier(difference, least)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_a_slice_counts_by_a_power_of_its_noise(power):
+    difference = torch.randn(1, 1, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    noise = torch.tensor([[10.0, 10.0, 10.0]])
+    loss = noise_relative_charbonnier(difference, noise, noisy_weight=power)
+    four = noise_relative_charbonnier(4 * difference, 4 * noise, noisy_weight=power)
+    assert float(four) == pytest.approx(4**power * float(loss), rel=1e-5)
+
+
+def test_at_a_weight_of_two_small_errors_count_in_hu():
+    difference = 10 * torch.randn(1, 1, 8, 8, 2, generator=torch.Generator().manual_seed(0))
+    losses = [
+        float(noise_relative_charbonnier(difference, torch.full((1, 2), noise), noisy_weight=2.0))
+        for noise in (50.0, 150.0)
+    ]
+    assert losses == pytest.approx([float(difference.square().mean() / 2 / SCALE_HU**2)] * 2, rel=5e-3)

@@ -84,9 +84,9 @@ def test_weights_only_begins_anew_with_other_settings_and_then_resumes_itself(do
     assert steps == [3, 4]
 
 
-def test_a_checkpoint_of_version_0_1_0_goes_on(scans, cache, tmp_path):
+def test_a_checkpoint_of_version_0_2_0_goes_on(scans, cache, tmp_path):
     """It knows nothing of the keys that came later; its series were phantoms prepared by that version."""
-    asset = Path(__file__).resolve().parents[1] / "assets" / "checkpoint_0.1.0_tiny.pt.xz"
+    asset = Path(__file__).resolve().parents[1] / "assets" / "checkpoint_0.2.0_tiny.pt.xz"
     (tmp_path / "old.pt").write_bytes(lzma.decompress(asset.read_bytes()))
     workflow, trainer = make_workflow(scans, tmp_path / "run", cache=cache, resume=str(tmp_path / "old.pt"))
     steps = []

@@ -61,7 +61,7 @@ def trained(batch):
 
 def gradients(restorer, batch, phase, precision=FLOAT32):
     step = TrainingStep(copy.deepcopy(restorer), precision=precision)
-    step.set_phase(PHASES[phase])
+    step.set_phase(PHASES[phase] if isinstance(phase, str) else phase)
     torch.manual_seed(1)
     losses = step(batch)
     losses["loss"].backward()
@@ -156,3 +156,16 @@ def test_gaussian_diffusion_trains_on_its_target(batch, sampler):
     step.set_phase(Phase(name="p", epochs=1, multipliers={"unet": 1.0}, losses={"target": 1.0}))
     losses = step(batch)
     assert losses.keys() == {"target", "loss"} and float(losses["target"]) == pytest.approx(1.0, rel=0.2)
+
+
+def test_a_frozen_denoiser_changes_nothing_for_the_refiner(trained, batch, monkeypatch):
+    """Without a graph of what does not learn, losses and gradients of the refiner are the same."""
+    phase = Phase(
+        name="refiner", epochs=1, steps=None, multipliers={"refiner": 1.0}, losses={"refined": 1.0}, start_fraction=1.0
+    )
+    found, step = gradients(trained, batch, phase)
+    monkeypatch.setattr(TrainingStep, "_latents_learn", lambda self: True)
+    expected, recorded = gradients(trained, batch, phase)
+    torch.testing.assert_close(found["refined"], expected["refined"], rtol=1e-5, atol=1e-7)
+    for weight, other in zip(step.restorer.refiner.parameters(), recorded.restorer.refiner.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-5)

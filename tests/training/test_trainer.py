@@ -313,6 +313,6 @@ def test_the_recipe_for_thin_slices_trains_on_thick_ones_without_simulated_noise
         scans, tmp_path / "out", configs=("train.yaml", "quick.yaml", "thin.yaml"), **steps, **thicker
     )
     workflow.run()
-    assert trainer.state.iteration == 3 and trainer.step.loss_corner == 30
+    assert trainer.state.iteration == 3 and trainer.step.pixel_loss.keywords == {"corner": 30, "noisy_weight": 2}
     kinds = {step["kind"] for index in range(8) for step in trainer.dataset.metadata((0, index))["degradation"]}
     assert kinds == {"thick_slices"}
