@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 from phantom_series import write_phantom_series
@@ -65,6 +66,7 @@ def test_the_summary_of_a_share_is_its_own(started, tmp_path, capsys):
 
 
 def test_nothing_but_json_is_on_stdout(tmp_path, capsys):
+    logging.disable(logging.NOTSET)  # --quiet of a test before holds for the process
     write_phantom_series(tmp_path / "in", slices=3, size=32)
     weights = write_tiny_weights(tmp_path / "model.pt", part="refiner", scale=0.05)
     options = ["--preset", "tiny", "--weights_file", str(weights), "--device", "cpu", "--mixed_precision", "off"]
