@@ -20,6 +20,7 @@ from bundle.networks.norm import drop_norms
 BLOCK = 2  # rows and columns of the blocks whose pixels are channels
 _ONE_SLICE = (1, 3, 3)  # blocks whose mean is taken off, so that anatomy's level is not seen
 _ANATOMY_SCALE = 4.0  # units of 250 HU: soft tissue differs by tenths of them, as the other features differ
+_MOST = 16.0  # 4000 HU: beyond lies no CT, but what an untrained diffusion gives
 
 
 class Refiner(nn.Module):
@@ -72,8 +73,8 @@ class Refiner(nn.Module):
         features = [
             (removed / noise).clamp(-6.0, 6.0),
             ((blocks - local_mean) / noise).clamp(-6.0, 6.0),
-            _ANATOMY_SCALE * removed,
-            _ANATOMY_SCALE * blocks,
+            (_ANATOMY_SCALE * removed).clamp(-_MOST, _MOST),
+            (_ANATOMY_SCALE * blocks).clamp(-_MOST, _MOST),
             noise.log().expand_as(means),
         ]
         # Channels last: in another order the network takes twice the time.
