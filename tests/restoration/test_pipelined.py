@@ -86,10 +86,13 @@ def test_pipelined_a_stop_ends_after_the_series_in_hand_and_the_one_being_writte
 ):
     write_phantom_series(two_series / "c", slices=3, patient="phantom-3", seed=2)
     first, second, _ = sorted(series.key for series in find_series(two_series).series)
-    before_writing(monkeypatch, first, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    begun = threading.Event()  # or the stop may come before the second series is in hand
+    before_writing(monkeypatch, first, lambda: begun.wait(60) and os.kill(os.getpid(), signal.SIGTERM))
     restore = RestorationEvaluator._restored
 
     def in_hand(self, image, key):
+        if key == second:
+            begun.set()
         assert key == first or self.stop_asked.wait(60)
         return restore(self, image, key)
 
