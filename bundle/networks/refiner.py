@@ -18,9 +18,13 @@ from bundle.networks.layout import (
 from bundle.networks.norm import drop_norms
 
 BLOCK = 2  # rows and columns of the blocks whose pixels are channels
-_ONE_SLICE = (1, 3, 3)  # blocks whose mean is taken off, so that anatomy's level is not seen
+_LOCAL_MEAN = (
+    1,
+    3,
+    3,
+)  # slices, rows and columns of blocks, whose mean is taken off, so that anatomy's level is not seen
 _ANATOMY_SCALE = 4.0  # units of 250 HU: soft tissue differs by tenths of them, as the other features differ
-_MOST = 16.0  # 4000 HU: beyond lies no CT, but what an untrained diffusion gives
+_MOST_ANATOMY = 16.0  # 4000 HU: beyond lies no CT, but what an untrained diffusion gives
 
 
 class Refiner(nn.Module):
@@ -31,8 +35,8 @@ class Refiner(nn.Module):
     the time and leave the processor's matrix units idle. The output starts at zero.
 
     Args:
-        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only). The first level, on blocks,
-            works slice by slice; the others see neighbouring slices.
+        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only). The last level and the way up
+            from it see neighbouring slices; all else works slice by slice.
     """
 
     def __init__(self, features: Sequence[int]) -> None:
@@ -69,12 +73,12 @@ class Refiner(nn.Module):
         base, restored, noise = (to_slices_first(x) for x in (base, restored, noise))
         blocks, removed = space_to_depth(restored, BLOCK), space_to_depth(base - restored, BLOCK)
         means = functional.avg_pool3d(restored, (1, BLOCK, BLOCK), stride=(1, BLOCK, BLOCK))
-        local_mean = functional.avg_pool3d(means, _ONE_SLICE, stride=1, padding=(0, 1, 1), count_include_pad=False)
+        local_mean = functional.avg_pool3d(means, _LOCAL_MEAN, stride=1, padding=(0, 1, 1), count_include_pad=False)
         features = [
             (removed / noise).clamp(-6.0, 6.0),
             ((blocks - local_mean) / noise).clamp(-6.0, 6.0),
-            (_ANATOMY_SCALE * removed).clamp(-_MOST, _MOST),
-            (_ANATOMY_SCALE * blocks).clamp(-_MOST, _MOST),
+            (_ANATOMY_SCALE * removed).clamp(-_MOST_ANATOMY, _MOST_ANATOMY),
+            (_ANATOMY_SCALE * blocks).clamp(-_MOST_ANATOMY, _MOST_ANATOMY),
             noise.log().expand_as(means),
         ]
         # Channels last: in another order the network takes twice the time.

@@ -108,6 +108,7 @@ class TrainingStep(nn.Module):
         return terms
 
     def _latents_learn(self) -> bool:
+        """Whether a gradient has to go through the prediction."""
         groups = self.restorer.groups()
         return any(weight.requires_grad for name in ("unet", "vae_encoder") for weight in groups[name])
 
