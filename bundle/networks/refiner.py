@@ -18,11 +18,7 @@ from bundle.networks.layout import (
 from bundle.networks.norm import drop_norms
 
 BLOCK = 2  # rows and columns of the blocks whose pixels are channels
-_LOCAL_MEAN = (
-    1,
-    3,
-    3,
-)  # slices, rows and columns of blocks, whose mean is taken off, so that anatomy's level is not seen
+_LOCAL_MEAN = (1, 3, 3)  # slices, rows, columns of blocks: their mean is taken off, and anatomy's level not seen
 _ANATOMY_SCALE = 4.0  # units of 250 HU: soft tissue differs by tenths of them, as the other features differ
 _MOST_ANATOMY = 16.0  # 4000 HU: beyond lies no CT, but what an untrained diffusion gives
 
@@ -35,8 +31,8 @@ class Refiner(nn.Module):
     the time and leave the processor's matrix units idle. The output starts at zero.
 
     Args:
-        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only). The last level and the way up
-            from it see neighbouring slices; all else works slice by slice.
+        features: channels per level of the U-Net (MONAI's DynUNet, halving in plane only). The last level and the way
+            up from it see neighbouring slices; all else works slice by slice.
     """
 
     def __init__(self, features: Sequence[int]) -> None:
