@@ -4,9 +4,13 @@ Independent parts add in quadrature. The scan's own noise and the simulated nois
 since neighbouring slices of a scan share some of their noise, and those of the simulation none.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from bundle.data.averaging import average
+from bundle.data.pixel_size import PixelSize
 from bundle.data.prepared import PreparedCase
 from bundle.degrade.blur import InPlaneBlur
 from bundle.degrade.composition import LowDose, Steps
@@ -21,9 +25,17 @@ class NoiseLevels:
 
     def __init__(self) -> None:
         self._slabs: dict[tuple[str, int], float] = {}
-        self._blurs: dict[tuple[str, float], tuple[float, float]] = {}
+        self._filtered: dict[tuple[str, InPlaneBlur | PixelSize], tuple[float, float]] = {}
 
-    def __call__(self, case: PreparedCase, steps: Steps, region: slice, *, slices: int = 1) -> np.ndarray:
+    def __call__(
+        self,
+        case: PreparedCase,
+        steps: Steps,
+        region: slice,
+        *,
+        slices: int = 1,
+        pixel_size: PixelSize | None = None,
+    ) -> np.ndarray:
         """Noise level in HU of slices of a case after `steps`.
 
         Args:
@@ -31,6 +43,7 @@ class NoiseLevels:
             steps: how.
             region: slices of the case.
             slices: how many neighbours of `region` are averaged to one before the steps.
+            pixel_size: what the pixels are resampled to after the steps.
 
         Returns:
             float32, one value for each slice or average.
@@ -54,8 +67,11 @@ class NoiseLevels:
                 own = shared * (weights @ own) + (1 - shared) * (weights**2 @ own)
                 added = weights**2 @ added
             else:
-                of_own, of_added = self._blurred(case, step)
+                of_own, of_added = self._after(case, step, partial(step.apply, spacing_mm=case.spacing_mm))
                 own, added = own * of_own**2, added * of_added**2
+        if pixel_size not in (None, PixelSize()):
+            of_own, of_added = self._after(case, pixel_size, pixel_size)
+            own, added = own * of_own**2, added * of_added**2
         levels = np.sqrt(own + added).astype(np.float32)
         return levels[first : first + (region.stop - region.start) // slices]
 
@@ -84,21 +100,21 @@ class NoiseLevels:
         level = self.own_level(case, slices)
         return float(np.clip((level**2 - 1 / slices) / (1 - 1 / slices), 0, 1))
 
-    def _blurred(self, case: PreparedCase, step: InPlaneBlur) -> tuple[float, float]:
-        """Level after a blur relative to before, of the scan's own noise and of the simulated noise."""
-        key = (case.key, step.mtf50_per_mm)
-        if key not in self._blurs:
+    def _after(
+        self, case: PreparedCase, key: InPlaneBlur | PixelSize, filtered: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[float, float]:
+        """Level after a filter within slices relative to before, of the scan's own noise and of the simulated noise."""
+        if (case.key, key) not in self._filtered:
             chosen = np.unique(np.linspace(0, case.shape[2] - 1, _MEASURED + 2)[1:-1].astype(int))
             scan = np.asarray(case.image_hu[:, :, chosen], np.float32)
-            blurred = step.apply(scan, spacing_mm=case.spacing_mm)
-            own = noise_level(blurred) / noise_level(scan)
+            after = filtered(scan)
+            own = noise_level(after) / noise_level(scan)
             added = own
             if case.realisations:
                 noise = np.asarray(case.noise(0)[0][:, :, chosen], np.float32)
-                after = _excess(blurred, step.apply(noise, spacing_mm=case.spacing_mm))
-                added = after / np.maximum(_excess(scan, noise), 1e-6)
-            self._blurs[key] = float(np.median(own)), float(np.median(added))
-        return self._blurs[key]
+                added = _excess(after, filtered(noise)) / np.maximum(_excess(scan, noise), 1e-6)
+            self._filtered[case.key, key] = float(np.median(own)), float(np.median(added))
+        return self._filtered[case.key, key]
 
 
 def _averaged(levels: tuple[float, ...], region: slice, slices: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from bundle.data.averaging import SlabSampling, average
 from bundle.data.contrast import Contrast, ContrastSampling
 from bundle.data.joining import FixedParts, PartSource, StreamedParts
 from bundle.data.levels import NoiseLevels
+from bundle.data.pixel_size import PixelSize, PixelSizeSampling
 from bundle.data.prepared import PreparedCase
 from bundle.data.splits import Part
 from bundle.degrade.composition import (
@@ -43,6 +44,7 @@ class PatchDataset(Dataset):
         degradation: how the poor side is made; cases with a real poor partner have theirs instead.
         slabs: how often neighbouring slices are averaged; None never. Not where slices are made thicker, nor of pairs.
         contrast: how often contrast and noise are scaled down together; None never.
+        pixels: how often pixels are resampled to another size; None never. Not of pairs.
         augment: flips and transposes.
     """
 
@@ -57,6 +59,7 @@ class PatchDataset(Dataset):
         degradation: DegradationSampling | None = None,
         slabs: SlabSampling | None = None,
         contrast: ContrastSampling | None = None,
+        pixels: PixelSizeSampling | None = None,
         augment: bool = True,
     ) -> None:
         self.degradation = degradation or DegradationSampling()
@@ -66,6 +69,7 @@ class PatchDataset(Dataset):
         self.seed = seed
         self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
         self.contrast = contrast or ContrastSampling()
+        self.pixels = pixels or PixelSizeSampling()
         self.augment = augment
         self.source: PartSource
         if isinstance(data, StreamedParts):
@@ -80,9 +84,9 @@ class PatchDataset(Dataset):
         """Return item (epoch, index); a plain index is one of epoch 0."""
         patch = self._drawn(position)
         case = patch.part.case
-        label = average(case.image_hu[patch.region], patch.slices)
-        image = _poor(case, patch.region, patch.steps, slices=patch.slices)
-        levels = _levels(self.levels, case, patch.steps, patch.region[2], slices=patch.slices)
+        label = patch.pixels(average(case.image_hu[patch.region], patch.slices), self.patch[0])
+        image = patch.pixels(_poor(case, patch.region, patch.steps, slices=patch.slices), self.patch[0])
+        levels = self._levels(patch)
         if self.augment:
             image, label = patch.turn(image), patch.turn(label)
             levels = levels[::-1].copy() if patch.turn.flips[2] else levels
@@ -90,7 +94,7 @@ class PatchDataset(Dataset):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image))[None],
             "label": torch.from_numpy(np.ascontiguousarray(label))[None],
-            "spacing_mm": torch.tensor((*case.spacing_mm[:2], case.spacing_mm[2] * patch.slices), dtype=torch.float32),
+            "spacing_mm": torch.tensor(patch.spacing_mm, dtype=torch.float32),
             "noise_level": torch.from_numpy(np.float32(patch.contrast.scale) * levels),
         }
 
@@ -110,6 +114,7 @@ class PatchDataset(Dataset):
             "degradation": "pair" if patch.part.case.paired else describe_steps(patch.steps),
             "flips": list(patch.turn.flips) if self.augment else [False] * 3,
             "transpose": self.augment and patch.turn.transpose,
+            "pixel_size": patch.pixels.factor,
             "contrast": patch.contrast.scale,
             "offset_hu": patch.contrast.offset_hu,
         }
@@ -153,15 +158,25 @@ class PatchDataset(Dataset):
         slices = self.slabs.draw(
             rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
         )
-        slices = 1 if part.case.paired else slices
-        region = self._region(part, slices, rng)
+        pixels = self.pixels.draw(rng, pixels=min(part.case.shape[:2]), wanted=self.patch[0])
+        slices, pixels = (1, PixelSize()) if part.case.paired else (slices, pixels)
+        region = self._region(part, slices, pixels, rng)
         steps = self.degradation.draw(rng, realisations=part.case.realisations)
         steps = () if part.case.paired else steps
-        return _Patch(part, region, slices, steps, _Turn.draw(rng), self.contrast.draw(rng))
+        return _Patch(part, region, slices, pixels, steps, _Turn.draw(rng), self.contrast.draw(rng))
 
-    def _region(self, part: Part, slices: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+    def _levels(self, patch: "_Patch") -> np.ndarray:
+        """Noise level of a patch's poor side, float32, one value per slice."""
+        case, slices = patch.part.case, patch.region[2]
+        if case.paired:
+            return _levels_of_pair(case, slices)
+        return self.levels(case, patch.steps, slices, slices=patch.slices, pixel_size=patch.pixels)
+
+    def _region(
+        self, part: Part, slices: int, pixels: PixelSize, rng: np.random.Generator
+    ) -> tuple[slice, slice, slice]:
         """Draw where a patch of `slices` times as many slices lies, favouring body over air."""
-        size = (self.patch[0], self.patch[1], self.patch[2] * slices)
+        size = (pixels.source(self.patch[0]), pixels.source(self.patch[1]), self.patch[2] * slices)
         region = _region((0, 0, 0), size)
         for _ in range(_TRIES):
             height, width, _ = part.case.shape
@@ -216,7 +231,9 @@ class SlabDataset(Dataset):
             "image": torch.from_numpy(_poor(case, region, steps))[None],
             "label": torch.from_numpy(_float(case.image_hu[region]))[None],
             "spacing_mm": torch.tensor(case.spacing_mm, dtype=torch.float32),
-            "noise_level": torch.from_numpy(_levels(self.levels, case, steps, region[2])),
+            "noise_level": torch.from_numpy(
+                _levels_of_pair(case, region[2]) if case.paired else self.levels(case, steps, region[2])
+            ),
         }
 
 
@@ -243,11 +260,9 @@ def _poor(case: PreparedCase, region: "_Region", steps: Steps, *, slices: int = 
     return degraded[(*within, slice(first, first + (region[2].stop - region[2].start) // slices))]
 
 
-def _levels(levels: NoiseLevels, case: PreparedCase, steps: Steps, region: slice, *, slices: int = 1) -> np.ndarray:
-    """Noise level of the poor side, float32, one value per slice."""
-    if case.paired:
-        return np.asarray(case.poor_noise_hu, np.float32)[region]
-    return levels(case, steps, region, slices=slices)
+def _levels_of_pair(case: PreparedCase, region: slice) -> np.ndarray:
+    """Noise level of a real partner, float32, one value per slice."""
+    return np.asarray(case.poor_noise_hu, np.float32)[region]
 
 
 @dataclass(frozen=True)
@@ -274,9 +289,15 @@ class _Patch:
     part: Part
     region: "_Region"
     slices: int
+    pixels: PixelSize
     steps: Steps
     turn: _Turn
     contrast: Contrast
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        rows, columns, slices = self.part.case.spacing_mm
+        return rows * self.pixels.factor, columns * self.pixels.factor, slices * self.slices
 
 
 _Region: TypeAlias = tuple[slice, slice, slice]
