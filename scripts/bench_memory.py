@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--num_samples", type=int, default=1)
+    parser.add_argument("--mixed_precision", default="auto", help="auto, bf16, fp16 or off")
     parser.add_argument("--cheap", action="store_true")
     parser.add_argument("--tiles", action="store_true", help="overlapping tiles in place of slices that flow")
     options = parser.parse_args(arguments)
@@ -86,6 +87,7 @@ def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) 
     command = [sys.executable, *start, "enhance", str(study), str(out), "--weights_file", str(weights)]
     command += ["--preset", options.preset, "--threads", str(options.num_threads)]
     command += ["--steps", str(options.steps), "--num_samples", str(options.num_samples)]
+    command += ["--mixed_precision", options.mixed_precision]
     command += ["--slices_at_once", "0"] if options.tiles else []
     started = time.monotonic()
     process = os.posix_spawn(sys.executable, command, dict(os.environ))

@@ -13,8 +13,8 @@ from bundle.networks.presets import build_restorer
 STUDIES = (206, 10_000, 1_000_000)
 # Assumed: a study is one series of so many 512 x 512 slices.
 SLICES_PER_STUDY = 300
-# Measured on 2 CPU cores, reading and writing included: 300 slices in 127 s (docs/performance.md).
-CPU_SECONDS_PER_SLICE = 127 / 300
+# Measured on 2 CPU cores, reading and writing included: 300 slices in 63 s (docs/performance.md).
+CPU_SECONDS_PER_SLICE = 63 / 300
 # Measured, CPU seconds of one core: docs/dicom_benchmark.md (98 slices in 1.02 s), doubled for checking and writing.
 DICOM_CORE_SECONDS_PER_SLICE = 2 * 1.02 / 98
 # Assumed: cores beside each GPU that read and write.
