@@ -12,6 +12,8 @@ from torch import nn
 from torch._subclasses import FakeTensor
 from torch.nn import functional
 
+from bundle.networks.slice_stream import SliceStream
+
 _ENOUGH_FOR_ONEDNN = 20480  # of torch's own rule, aten/src/ATen/native/Convolution.cpp, use_mkldnn
 
 
@@ -97,7 +99,7 @@ def convolve(
 def _is_one_slice(x: torch.Tensor) -> bool:
     """Whether that is all there is: a graph stands for any number, and a stream's slices come one after the other."""
     recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or isinstance(x, FakeTensor)
-    return not recorded and x.shape[2] == 1 and not hasattr(x, "_slices")
+    return not recorded and x.shape[2] == 1 and not SliceStream.marked(x)
 
 
 def only_computes(x: torch.Tensor) -> bool:

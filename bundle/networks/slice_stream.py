@@ -76,6 +76,11 @@ class SliceStream(TorchFunctionMode):
         return x
 
     @staticmethod
+    def marked(x: torch.Tensor) -> bool:
+        """Whether x is known as some of a volume's slices."""
+        return hasattr(x, "_slices")
+
+    @staticmethod
     def first(x: torch.Tensor) -> int:
         """Number of the first slice of a marked tensor, or of what was made of one."""
         return _place(x).first
@@ -173,7 +178,7 @@ def _place(x: torch.Tensor) -> _Place:
 def _streamed(args: Any) -> Iterator[torch.Tensor]:
     """The marked tensors among arguments, and in a list of them."""
     for value in args:
-        if isinstance(value, torch.Tensor) and hasattr(value, "_slices"):
+        if isinstance(value, torch.Tensor) and SliceStream.marked(value):
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _streamed(value)
@@ -186,7 +191,7 @@ def _exchanged(args: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any
 
 
 def _exchanged_one(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor) and hasattr(value, "_slices"):
+    if isinstance(value, torch.Tensor) and SliceStream.marked(value):
         return change(value)
     return _exchanged(value, change) if isinstance(value, (list, tuple)) else value
 
