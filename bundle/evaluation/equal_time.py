@@ -99,6 +99,7 @@ class EqualTimeTraining:
         self.seconds, self.batch_size = seconds, batch_size
         self.validate_every, self.checkpoint_every, self.call_seconds = validate_every, checkpoint_every, call_seconds
         self.clock = clock or (time.process_time if self.device.type == "cpu" else time.monotonic)
+        self.seed = seed
         self.state = State()
         self.stop_asked = threading.Event()
 
@@ -172,15 +173,15 @@ class EqualTimeTraining:
             item = self.validation[index]
             with self.precision.autocast():
                 restored = self.average.module(item["image"][None].to(self.device))[0].float().cpu()
-            label = item["label"][0].numpy()
-            values.append([f(x[0].numpy(), label) for x in (restored, item["image"]) for f in (rmse_hu, _psnr_1000)])
+            clipped = [np.clip(x[0].numpy(), *LIMITS_HU) for x in (restored, item["image"], item["label"])]
+            values.append([f(image, clipped[2]) for image in clipped[:2] for f in (rmse_hu, _psnr)])
         if not values:
             return
         point = [self.state.seconds, float(self.state.step), *np.mean(values, axis=0).tolist()]
         self.state.curve.append(point)
         with whole_file(self.folder / f"{self.name}_curve.csv") as temporary, temporary.open("w", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["seconds", "step", "rmse_hu", "psnr_1000", "input_rmse_hu", "input_psnr_1000"])
+            writer.writerow(["seconds", "step", "rmse_1000_hu", "psnr_1000", "input_rmse_1000_hu", "input_psnr_1000"])
             writer.writerows([f"{value:.6g}" for value in row] for row in self.state.curve)
         logger.info("%s at %.0f s: RMSE %.2f HU, PSNR %.2f dB", self.name, point[0], point[2], point[3])
 
@@ -222,8 +223,14 @@ class EqualTimeTraining:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"seconds": float(self.seconds), "batch_size": self.batch_size, "learning_rate": self.base_rate}
+        return {
+            "seconds": float(self.seconds),
+            "batch_size": self.batch_size,
+            "learning_rate": self.base_rate,
+            "ema_decay": self.average.decay,
+            "seed": self.seed,
+        }
 
 
-def _psnr_1000(image_hu: np.ndarray, label_hu: np.ndarray) -> float:
-    return psnr(np.clip(image_hu, *LIMITS_HU), np.clip(label_hu, *LIMITS_HU), data_range=LIMITS_HU[1] - LIMITS_HU[0])
+def _psnr(image_hu: np.ndarray, label_hu: np.ndarray) -> float:
+    return psnr(image_hu, label_hu, data_range=LIMITS_HU[1] - LIMITS_HU[0])

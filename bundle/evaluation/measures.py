@@ -42,7 +42,7 @@ SERIES_METRICS = {
     "edge_surface_percent": "% wider than the target's; negative is sharper",
     "edge_inner_mm": "mm, 10-90 % width of edges above 150 HU inside the body (vessels, bone)",
     "edge_inner_percent": "% wider than the target's; negative is sharper",
-    "slice_noise_inconsistency": "change of the noise level from slice to slice over its mean (SNLI)",
+    "slice_noise_inconsistency": "change of the noise level from slice to slice over its mean",
     "residual_structure": "share of the anatomy's detail that input minus restoration carries",
     **{
         f"coverage_{k}_percent": f"% of the body's voxels whose target lies within {k} of the method's own deviations; "
@@ -73,7 +73,7 @@ class Target:
 
     @cached_property
     def tissues(self) -> dict[str, np.ndarray]:
-        """Masks of air, lung, fat, soft tissue and bone."""
+        """Masks of air, gas, lung, fat, soft tissue and bone."""
         return tissue_masks(self.hu)
 
     @cached_property

@@ -1,7 +1,8 @@
 """A phantom whose truth is known: small discs of low contrast to be detected, rods whose sharpness is followed.
 
-A water cylinder of 200 mm with two rings of discs and two rods. Poor and full-dose scans have independent noise of
-the low-dose model; every method restores the poor one, and what is measured is what a reader needs, not a distance.
+A water cylinder of 200 mm with two rings of discs and two rods. The full-dose scan has noise of the low-dose
+model, the poor one that and more; every method restores the poor one, and what is measured is what a reader needs, not
+a distance.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bundle import __version__
 from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
 from bundle.errors import BundleError, ExitCode
@@ -21,6 +22,7 @@ from bundle.evaluation.problems import make_problem
 from bundle.evaluation.records import Records
 from bundle.evaluation.tables import KEY_METRIC, Row, mean_rows, write_tables
 from bundle.evaluation.training_record import TrainingRecord
+from bundle.evaluation.truth import truth_values
 from bundle.files import require_writable
 from bundle.networks.restorer import Restorer
 from bundle.restoration.evaluator import SeriesEvaluator, use_card
@@ -37,6 +39,8 @@ _DEFINITIONS = {
     "floor": "what nobody can beat on average: sigma e / sqrt(sigma^2 + e^2), target's own and added noise; "
     "of the dose alone",
     "target": "the full-dose series itself",
+    "truth": "what a truth without noise would read against a target with noise, ours taken for the truth; of the "
+    "dose alone",
 }
 
 
@@ -60,6 +64,8 @@ class ComparisonEvaluator(SeriesEvaluator):
         training_file: the training run's data.json, to say which series were trained on; may be missing.
         card: what is known of the weights: with it, samples are drawn as `run inference` draws them.
         data_consistency: thin slices average to the thick ones that they came from.
+        identity: what else decides the rows and is not to be told, such as folders; finished series of another are
+            evaluated again.
         **others: as for SeriesEvaluator.
     """
 
@@ -80,6 +86,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         training_file: str | Path | None = None,
         card: WeightsCard = NO_CARD,
         data_consistency: bool = False,
+        identity: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(dataset, verb="evaluating", **others)
@@ -105,7 +112,8 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         methods_said = {method.name: method.definition for method in self.methods}
-        self.records = Records(self.folder, {"header": self.header, "methods": methods_said})
+        decided_by = {"header": self.header, "methods": methods_said, "version": __version__, **(identity or {})}
+        self.records = Records(self.folder, decided_by)
         dataset.finished = lambda case: self.records.load(case.key) is not None
         self.problems: dict[str, dict[str, str]] = {}
 
@@ -127,7 +135,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             header=self.header,
             failed=self.failed,
             methods={**_DEFINITIONS, **{method.name: method.definition for method in self.methods}},
-            missing=self.missing,
+            missing=self._missing(),
             problems=self.problems,
             phantom=self._phantom(),
         )
@@ -164,6 +172,8 @@ class ComparisonEvaluator(SeriesEvaluator):
         ]
         floor = floor_values(problem, target, rows[0].slices)
         rows.insert(1, Row.of(case.key, "floor", trained_on, "reference", floor, {}))
+        if RESTORED in volumes and (truth := truth_values(problem, target, volumes[RESTORED])):
+            rows.append(Row.of(case.key, "truth", trained_on, "reference", {}, truth))
         self._draw(case.key, volumes, target)
         self.records.save(case.key, rows, target.problems, self.missing)
         self._add(case.key, rows, target.problems)
@@ -202,6 +212,15 @@ class ComparisonEvaluator(SeriesEvaluator):
         difference = estimate.volume_hu - problem.degraded_hu
         delivered = apply_difference(problem.degraded_hu, difference, strength=1.0)
         return Estimate(delivered, estimate.deviation_hu)
+
+    def _missing(self) -> dict[str, str]:
+        """Methods without a row, or with rows of some series only, and why."""
+        series = len(self._keys())
+        counts = {name: sum(row.method == name for row in self.rows) for name in self.missing}
+        return {
+            name: f"of {counts[name]} of {series} series only: {reason}" if counts[name] else reason
+            for name, reason in self.missing.items()
+        }
 
     def _phantom(self) -> dict[str, Any]:
         if self.phantom_dose is None:

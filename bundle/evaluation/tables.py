@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.evaluation.measures import METRICS, SLICE_METRICS
+from bundle.evaluation.measures import METRICS, SERIES_METRICS, SLICE_METRICS
 from bundle.evaluation.methods import Kind
 from bundle.evaluation.ours import RESTORED
 from bundle.evaluation.significance import compare
@@ -106,21 +106,33 @@ def write_tables(
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:
-    """Mean over series of every method, in the order in which methods came; slices are put one after the other."""
+    """Mean over series of every method, in the order in which methods came; slices are put one after the other.
+
+    Metrics of whole series have the series' values in place of slices'.
+    """
     means = []
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]
         values = {name: _mean([row.values[name] for row in own]) for name in METRICS}
         names = [name for name in SLICE_METRICS if all(name in row.slices for row in own)]
         slices = {name: np.concatenate([row.slices[name] for row in own]) for name in names}
+        slices |= {name: np.array([row.values[name] for row in own]) for name in SERIES_METRICS}
         trained_on = ", ".join(sorted({row.trained_on for row in own}))
         means.append(Row("mean", method, trained_on, values, slices, own[0].kind))
     return means
 
 
 def best_baseline(means: Sequence[Row], metric: str = KEY_METRIC) -> Row | None:
-    """Return the baseline that is best by a metric, the one to beat; None when there is no baseline."""
-    baselines = [row for row in means if row.kind == "baseline" and math.isfinite(row.values[metric])]
+    """Return the baseline that is best by a metric, the one to beat; None when there is no baseline.
+
+    One that is missing on some of the series is not compared: its mean is of other series.
+    """
+    most = max((_length(row, metric) for row in means), default=0)
+    baselines = [
+        row
+        for row in means
+        if row.kind == "baseline" and math.isfinite(row.values[metric]) and _length(row, metric) == most
+    ]
     if not baselines:
         return None
     sign = 1 if metric in LOWER_IS_BETTER else -1
@@ -136,7 +148,7 @@ def significance(means: Sequence[Row]) -> list[dict[str, Any]]:
     for metric in COMPARED:
         best = best_baseline(means, metric)
         for other in means:
-            lengths = [len(row.slices.get(metric, ())) for row in (ours, other)]
+            lengths = [_length(row, metric) for row in (ours, other)]
             if other is ours or other.kind == "reference" or lengths[0] != lengths[1] or not lengths[0]:
                 continue
             result = compare(ours.slices[metric], other.slices[metric], lower_is_better=metric in LOWER_IS_BETTER)
@@ -150,6 +162,10 @@ def significance(means: Sequence[Row]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _length(row: Row, metric: str) -> int:
+    return len(row.slices.get(metric, ()))
 
 
 def screen_table(means: Sequence[Row], *, series: int, missing: Mapping[str, str] | None = None) -> str:
@@ -177,14 +193,14 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def _spread(row: Row) -> dict[str, float | None]:
-    """Standard deviation over slices."""
+    """Standard deviation over slices; of the mean's series metrics over series."""
     deviations = {name: values[np.isfinite(values)] for name, values in row.slices.items()}
     return _finite({name: float(np.std(values, ddof=1)) for name, values in deviations.items() if len(values) > 1})
 
 
 def _worst(row: Row) -> dict[str, float | None]:
     """The worst slice's value."""
-    finite = {name: values[np.isfinite(values)] for name, values in row.slices.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in row.slices.items() if name in SLICE_METRICS}
     return {
         name: float(values.max() if name in LOWER_IS_BETTER else values.min())
         for name, values in finite.items()

@@ -8,7 +8,6 @@ its `evaluate/utils.py` and `utils/utils.py` (0.0.16), written anew here; it com
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from bundle.metrics.image import rmse_hu
 from bundle.metrics.vif import vif
 
 # Centre and width in HU of the three exam types.
@@ -42,11 +41,6 @@ def window_psnr(image_hu: np.ndarray, target_hu: np.ndarray, window: tuple[float
 def window_ssim(image_hu: np.ndarray, target_hu: np.ndarray, window: tuple[float, float]) -> float:
     """SSIM of the windowed slices, data range 1, as scikit-image computes it by default."""
     return float(structural_similarity(windowed(target_hu, window), windowed(image_hu, window), data_range=1.0))
-
-
-def benchmark_rmse(image_hu: np.ndarray, target_hu: np.ndarray) -> float:
-    """RMSE in HU of values clipped to [-1024, 1900] HU."""
-    return rmse_hu(np.clip(image_hu, *CLIP_HU), np.clip(target_hu, *CLIP_HU))
 
 
 def benchmark_vif(image_hu: np.ndarray, target_hu: np.ndarray) -> float:

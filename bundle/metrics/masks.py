@@ -13,7 +13,8 @@ EROSION_PIXELS = 2
 
 # Lower and upper HU. Gaps between classes keep partial volume out.
 TISSUES_HU = {
-    "air": (-1100.0, -950.0),
+    "air": (-1100.0, -950.0),  # outside the body
+    "gas": (-1100.0, -950.0),  # inside: windpipe, stomach, bowel
     "lung": (-950.0, -650.0),
     "fat": (-140.0, -60.0),
     "soft": (0.0, 120.0),
@@ -41,7 +42,7 @@ def body_mask(volume_hu: np.ndarray) -> np.ndarray:
 
 
 def tissue_masks(volume_hu: np.ndarray) -> dict[str, np.ndarray]:
-    """Homogeneous parts of air (outside the body), lung, fat, soft tissue and bone, each bool (H, W, D).
+    """Homogeneous parts of air (outside the body), gas (inside), lung, fat, soft tissue and bone, bool (H, W, D).
 
     Classes are read from a copy smoothed in-plane, so that noise does not choose its own voxels (a class picked
     from noisy values has biased noise), then eroded in-plane to keep clear of edges. Give the reference, not

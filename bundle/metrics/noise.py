@@ -75,7 +75,7 @@ def nps_radial(
 
 
 def nps_distance(nps: np.ndarray, reference: np.ndarray) -> float:
-    """Mean |log10(nps / reference)| over frequencies: 0 is the same texture, 0.3 a factor of two.
+    """Mean |log10(nps / reference)| over frequencies: 0 is the same strength and texture, 0.3 a factor of two.
 
     Raises:
         ValueError: when the two have different or no frequencies.

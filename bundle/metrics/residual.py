@@ -14,9 +14,10 @@ def structure_in_residual(residual_hu: np.ndarray, target_hu: np.ndarray, mask: 
     """Share of the anatomy's detail that the residual (input minus restoration) carries; 0 is none.
 
     The detail is a difference of Gaussians of the target (edges and vessels of 1 to 4 pixels), taken where it
-    exceeds five times its own noise; the share is the least-squares coefficient of the residual on it. Noise, however
-    strong, is unrelated to the detail and adds nothing; smoothing takes a part of every edge and counts in full;
-    a negative share is sharpening.
+    exceeds five times its own noise; the share is the least-squares coefficient of the residual on it. Noise that was
+    added, however strong, is unrelated to the detail and adds nothing; smoothing takes a part of every edge and counts
+    in full; a negative share is sharpening. The target's own noise is part of its detail and, where it is removed as it
+    should be, of the residual: a perfect restoration reads up to some hundredths (`evaluation.truth` says how much).
 
     Args:
         residual_hu: (H, W, D).

@@ -74,8 +74,8 @@ def test_it_learns_and_writes_weights_and_curve(tmp_path):
     rows = curve(tmp_path)
     assert [row["seconds"] for row in rows] == [*range(10, 60, 10), 60]
     assert all(row["step"] == row["seconds"] for row in rows)
-    assert rows[-1]["rmse_hu"] < 0.7 * rows[-1]["input_rmse_hu"]
-    assert rows[-1]["psnr_1000"] == pytest.approx(20 * np.log10(2000 / rows[-1]["rmse_hu"]), abs=0.2)
+    assert rows[-1]["rmse_1000_hu"] < 0.7 * rows[-1]["input_rmse_1000_hu"]
+    assert rows[-1]["psnr_1000"] == pytest.approx(20 * np.log10(2000 / rows[-1]["rmse_1000_hu"]), abs=0.2)
     state = torch.load(tmp_path / "unet3d.pt", weights_only=True)
     networks.build_baseline("unet3d").load_state_dict(state)
 
@@ -134,4 +134,4 @@ def test_the_workflow_trains_on_what_ours_is_trained_on(tmp_path):
     workflow.initialize()
     workflow.run()
     assert {"unet3d.pt", "unet3d_curve.csv", "unet3d_checkpoint.pt"} <= {p.name for p in (tmp_path / "out").iterdir()}
-    assert curve(tmp_path / "out")[-1]["input_rmse_hu"] > 1
+    assert curve(tmp_path / "out")[-1]["input_rmse_1000_hu"] > 1

@@ -129,6 +129,15 @@ def test_real_partners_take_the_place_of_simulated_noise_and_mismatches_are_name
     assert content["degradation"]["kind"] == "real"
     reasons = " ".join(content["failed"].values())
     assert len(content["failed"]) == 2 and "no degraded partner" in reasons and "same place" in reasons
+    assert rows["floor"]["rmse_hu"] is None, "two noises of their own have no such floor"
+
+    poorer = np.round(clean + np.random.default_rng(0).normal(0, 60, clean.shape)).clip(-1024, 3071)
+    write_phantom_series(tmp_path / "poorer" / "one", patient="one", hu=poorer)
+    again = run(
+        tmp_path / "good", tmp_path / "out", weights, degraded_dir=str(tmp_path / "poorer"), methods=["restored"]
+    )
+    found = next(row for row in again["rows"] if row["method"] == "input")
+    assert found["rmse_hu"] > 1.5 * rows["input"]["rmse_hu"], "results of other partners are not taken over"
 
 
 def test_thick_slices_stand_against_interpolation(tmp_path, weights):

@@ -40,6 +40,24 @@ def test_infinite_psnr_and_empty_bodies_do_not_break_means_or_json(tmp_path):
     assert set(content["definitions"]) == set(METRICS)
 
 
+def test_the_mean_has_the_spread_of_a_series_metric_over_series(tmp_path):
+    rows = [
+        Row.of(key, "input", "unknown", "reference", {}, {"bias_fat_hu": value}) for key, value in (("a", 1), ("b", 4))
+    ]
+    write_tables(tmp_path, rows, header={}, failed={})
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["mean"][0]["spread"]["bias_fat_hu"] == pytest.approx(np.std([1, 4], ddof=1))
+    assert "bias_fat_hu" not in content["rows"][0]["spread"] | content["mean"][0]["worst_slice"]
+
+
+def test_a_baseline_that_is_missing_on_a_series_is_not_the_best():
+    rows = [row("easy", "tv3d", 4.1, kind="baseline")]
+    for key, value in (("easy", 3.4), ("hard", 25.0)):
+        rows += [row(key, "restored", value, kind="ours"), row(key, "bm3d", value + 1, kind="baseline")]
+    best = best_baseline(mean_rows(rows))
+    assert best is not None and best.method == "bm3d"
+
+
 def test_spread_and_worst_slice_know_which_way_is_better(tmp_path):
     write_tables(tmp_path, [row("a", "input", 10.0)], header={}, failed={})
     entry = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]

@@ -7,7 +7,6 @@ from skimage.metrics import mean_squared_error, structural_similarity
 
 from bundle.metrics.benchmark import (
     WINDOWS,
-    benchmark_rmse,
     benchmark_vif,
     fidelity,
     window_is_empty,
@@ -44,9 +43,8 @@ def test_windows_psnr_and_ssim_are_the_benchmarks(name):
     assert window_ssim(IMAGE, TARGET, WINDOWS[name]) == pytest.approx(expected, abs=1e-9)
 
 
-def test_rmse_and_vif_are_taken_on_clipped_values():
+def test_vif_is_taken_on_clipped_values():
     target, image = (np.clip(x + 1024, 0, 2924) for x in (TARGET, IMAGE))
-    assert benchmark_rmse(IMAGE, TARGET) == pytest.approx(np.sqrt(mean_squared_error(target, image)))
     assert fidelity(IMAGE, TARGET) == pytest.approx(vif(target, image))
     # The benchmark's call has the two the other way round, and its published table is of that.
     assert benchmark_vif(IMAGE, TARGET) == pytest.approx(vif(image, target))

@@ -52,12 +52,25 @@ def test_tissues_are_disjoint_pure_and_inside():
     clean, body = phantom()
     noisy, _ = phantom(noise=25)
     masks = tissue_masks(noisy)
-    assert list(masks) == list(TISSUES_HU) == ["air", "lung", "fat", "soft", "bone"]
+    assert list(masks) == list(TISSUES_HU) == ["air", "gas", "lung", "fat", "soft", "bone"]
+    assert not masks["gas"].any(), "this phantom has none"
     assert sum(mask.astype(int) for mask in masks.values()).max() == 1
     for name, value in {"air": -1000, "lung": -800, "fat": -100, "soft": 50, "bone": 600}.items():
         assert masks[name].sum() > 40, name
         assert (clean[masks[name]] == value).mean() > 0.98, name
         assert not (masks[name] & (body if name == "air" else ~body)).any()
+
+
+def test_gas_is_the_air_inside():
+    noisy, body = phantom(noise=25)
+    rows, columns, slices = (int(np.median(places)) for places in np.nonzero(body))
+    inside = (slice(rows - 8, rows + 8), slice(columns - 8, columns + 8))
+    noisy[inside] = -1000 + np.random.default_rng(3).normal(0, 25, noisy[inside].shape)
+    masks = tissue_masks(noisy)
+    assert masks["gas"][rows, columns, slices] and not masks["air"][inside].any()
+    outside = masks["gas"].copy()
+    outside[inside] = False
+    assert masks["gas"].sum() > 40 and not outside.any()
 
 
 def test_masks_do_not_choose_noise():
