@@ -9,11 +9,17 @@ from typing import Any
 from bundle.commands.run import run_workflow
 from bundle.configuration import bundle_root, flag
 from bundle.errors import BundleError, ExitCode
-from bundle.overrides import CommandLine, check_options, load_config, parse_command_line
+from bundle.overrides import MONAI_OPTIONS, CommandLine, check_options, load_config, parse_command_line
 from bundle.progress import set_quiet
 
 _SWITCHES = ("quiet", "json", "dry_run")  # ours; every other option is a key of the config
 _TOLD = ("settings", "weights_sha256", "software_version", "failed")
+# What only folders of series have a use for. What args_file holds is among the options already.
+_NOT_FOR_VIDEOS = (MONAI_OPTIONS - {"args_file"}) | {
+    *("dataset_dir", "output_dir", "max_samples", "shard", "select_description", "select_kernel"),
+    *("select_thickness_mm", "gaps", "save_nifti", "report", "tolerate_bad_series", "series_suffix"),
+    *("transfer_syntax", "pipelined", "scratch_dir"),
+}
 
 
 def enhance(arguments: Sequence[str]) -> int:
@@ -57,6 +63,7 @@ def enhance(arguments: Sequence[str]) -> int:
 def _video(source: str, target: Path, options: dict[str, Any], switches: Mapping[str, bool]) -> int:
     import functools
 
+    from bundle.networks.precision import prepare_cpu
     from bundle.restoration.api import load_restorer
     from bundle.restoration.video import is_video_input, restore_video
 
@@ -64,8 +71,12 @@ def _video(source: str, target: Path, options: dict[str, Any], switches: Mapping
         raise BundleError("an MP4 as OUTPUT needs a video or a folder of pictures as INPUT", hint="name a folder")
     if switches["dry_run"]:
         raise BundleError("a video has no plan: it is restored at once", hint="leave --dry_run out")
+    for name in options:
+        if name in _NOT_FOR_VIDEOS:
+            raise BundleError(f"--{name} has no effect for a video", hint="leave it out")
     sizes = {"window": 2, "video_spacing_mm": 3, "frames_per_second": 1}
     given = {name: _numbers(name, options.pop(name), count) for name, count in sizes.items() if name in options}
+    prepare_cpu(options.pop("threads", 0))
     rename = {"window": "window", "video_spacing_mm": "spacing_mm"}
     said = restore_video(
         source,

@@ -20,7 +20,7 @@ exit codes:
   0   done
   2   something must be changed first; the message says what
   3   done, but some series were refused or failed (listed in summary.json)
-  70  a defect of this program; the traceback is in the file that the message names
+  70  a defect of this program; the message names the file with the traceback
   74  input or output failed (disk full, read-only folder)
   75  interrupted; run the same command again to go on
 """
@@ -55,21 +55,30 @@ usage:
 {_EXIT_CODES}"""
 
 _ENHANCE_HELP = f"""\
-Restore the CT series below the folder INPUT into the folder OUTPUT. Research use only.
+Restore the CT series below the folder INPUT into the folder OUTPUT.
+Research use only.
 
 usage: ct-enhance INPUT OUTPUT [--key value ...]
-       ct-enhance VIDEO_OR_PICTURES OUTPUT.mp4 [--window "[50,400]"] [--frames_per_second 10]
+       ct-enhance VIDEO_OR_PICTURES OUTPUT.mp4 [--window "[50,400]"]
+                  [--frames_per_second 10] [--key value ...]
 
-  --steps N         1 (default): the mean; more draw samples with natural texture
-  --num_samples N   draws that are averaged; their spread is written as uncertainty
-  --flips 4         one step averaged over mirror images: four times the time, errors 1 % less
-  --strength S      0 gives the input back bit for bit, 1 (default) the whole restoration
-  --slice_spacing_mm X  thin slices from thick ones (wants weights for that task)
-  --report true     also an HTML report per series, which opens offline
-  --device NAME     cpu, cuda, cuda:1; default: a GPU where there is one
-  --dry_run         say what would be done, with an estimate of time and memory
-  --json            print the result (or the plan) as JSON, without identifiers
-  --quiet           no progress, errors only
+  --steps N             1 (default): the mean; more: draws with natural texture
+  --num_samples N       mean of N draws; their spread is written as uncertainty
+  --sampler NAME        bridge, ddim, ddpm or dpm_solver: only what the weights
+                        were trained under, which auto (default) takes
+  --flips 4             one step averaged over mirror images: four times the
+                        time, errors 1 % less
+  --strength S          0: the input bit for bit; 1 (default): the restoration
+  --slice_spacing_mm X  thin slices, X mm apart, from thick ones
+  --task NAME           which weights: denoise (default), or thin (default with
+                        --slice_spacing_mm)
+  --strict_domain true  refuse series unlike those the weights were made for
+  --shard I/N           only one of N shares of the folder, I from 0
+  --report true         also an HTML report per series, which opens offline
+  --device NAME         cpu, cuda, cuda:1; default: a GPU where there is one
+  --dry_run             say what would be done; estimates time and memory
+  --json                print the result (or the plan) as JSON, no identifiers
+  --quiet               no progress, errors only
 Every key of configs/inference.yaml can be given as --key value.
 
 {_EXIT_CODES}"""

@@ -1,14 +1,20 @@
 import json
 import logging
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from phantom_series import write_phantom_series
+from phantom_series import phantom_hu, write_phantom_series
+from shaken_networks import shaken
 from tiny_workflows import write_tiny_weights
 
 from bundle.commands import enhance as module
 from bundle.commands.enhance import enhance
 from bundle.commands.main import ct_enhance, main
+from bundle.configuration import bundle_root
 from bundle.errors import BundleError
+from bundle.overrides import MONAI_OPTIONS, load_config
 
 
 @pytest.fixture
@@ -108,10 +114,52 @@ def test_a_video_takes_its_own_options(restored, capsys):
         (["--window", "[50,0]"], "the last above 0"),
         (["--video_spacing_mm", "[1,1]"], "video_spacing_mm must be 3 numbers"),
         (["--frames_per_second", "fast"], "frames_per_second must be 1 number"),
+        (["--threads", "-1"], "threads must be a whole number"),
         (["--dry_run"], "a video has no plan"),
+        (["--report", "true"], "--report has no effect for a video"),
+        (["--steps", "4", "--save_nifti"], "--save_nifti has no effect"),
+        (["--shard", "0/2"], "--shard has no effect"),
+        (["--config_file", "mine.yaml"], "--config_file has no effect"),
     ],
 )
 def test_a_videos_wrong_options_are_refused(restored, option, message):
     with pytest.raises(BundleError, match=message):
         enhance(["in.mp4", "out.mp4", *option])
     assert restored == []
+
+
+def test_what_a_video_refuses_is_a_key_of_the_config():
+    keys = load_config([Path(bundle_root()) / "configs" / "inference.yaml"])
+    assert set(keys) | MONAI_OPTIONS > module._NOT_FOR_VIDEOS
+
+
+def test_a_video_goes_through_the_network(tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    from bundle.restoration.api import load_restorer
+    from bundle.restoration.video import read_frames, to_frames, to_hu, write_mp4
+    from bundle.training.handlers import save_weights
+
+    window, spacing = (50.0, 400.0), (0.8, 0.8, 2.5)
+    source, target = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    write_mp4(source, to_frames(phantom_hu(size=64, slices=6), window))
+    save_weights(shaken(), tmp_path / "model.pt")
+    options = {"preset": "tiny", "weights_file": str(tmp_path / "model.pt"), "device": "cpu", "mixed_precision": "off"}
+    line = [part for key, value in options.items() for part in (f"--{key}", value)]
+    line += ["--window", str(list(window)), "--video_spacing_mm", str(list(spacing))]
+    assert main(["enhance", str(source), str(target), *line]) == 0
+    assert capsys.readouterr().out.startswith("out.mp4 is a preview: grey levels stand for -150 to 250 HU")
+    given = read_frames(source)
+    restored = load_restorer(**options)(to_hu(given, window), np.diag([*spacing, 1.0])).restored_hu
+    expected = to_frames(restored, window)
+    assert np.abs(expected.astype(int) - given).mean() > 1, "the network changes something"
+    write_mp4(tmp_path / "expected.mp4", expected)
+    np.testing.assert_array_equal(read_frames(target), read_frames(tmp_path / "expected.mp4"))
+
+
+def test_the_help_names_options_that_there_are_in_80_columns(capsys):
+    assert ct_enhance(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    named = set(re.findall(r"--(\w+)", text)) - {"key"}
+    known = set(load_config([Path(bundle_root()) / "configs" / "inference.yaml"])) | {*module._SWITCHES}
+    assert {"sampler", "task", "shard", "strict_domain"} < named <= known | {"window", "frames_per_second"}

@@ -53,30 +53,36 @@ def test_pipelined_a_series_is_written_while_the_next_is_restored_to_the_same_fi
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
 
 
+def fails_with(error):
+    def fail():
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize("pipelined", [False, True])
-def test_an_error_in_writing_is_that_series_and_a_full_disk_the_runs(tmp_path, run, two_series, pipelined, monkeypatch):
+def test_an_error_in_writing_is_that_series(tmp_path, run, two_series, pipelined, monkeypatch):
     first, second = sorted(series.key for series in find_series(two_series).series)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def fails_with(error):
-        def fail():
-            raise error
-
-        return fail
-
-    with monkeypatch.context() as changed:
-        before_writing(changed, first, fails_with(BundleError("cannot be written so")))
-        run(two_series, pipelined=pipelined)
+    before_writing(monkeypatch, first, fails_with(BundleError("cannot be written so")))
+    run(two_series, pipelined=pipelined)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert exit_code() == ExitCode.PARTIAL
     assert summary["failed"] == {first: "cannot be written so"} and list(summary["series"]) == [second]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_disk_that_takes_no_more_ends_the_run(tmp_path, run, two_series, pipelined, number, monkeypatch):
+    first, second = sorted(series.key for series in find_series(two_series).series)
     for key in (first, second):
-        out = tmp_path / f"full {key}"
+        out = tmp_path / key
         with monkeypatch.context() as changed:
-            before_writing(changed, key, fails_with(OSError(errno.ENOSPC, "No space left on device")))
+            before_writing(changed, key, fails_with(OSError(number, os.strerror(number))))
             with pytest.raises(RuntimeError) as raised:
                 run(two_series, output_dir=out, pipelined=pipelined)
-        assert find_bundle_error(raised.value).exit_code == ExitCode.IO
+        error = find_bundle_error(raised.value)
+        assert error.exit_code == ExitCode.IO and os.strerror(number) in str(error)
         summary = json.loads((out / "summary.json").read_text())
         assert list(summary["series"]) == ([] if key == first else [first]) and not summary["complete"]
 

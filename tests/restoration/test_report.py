@@ -15,6 +15,7 @@ from tiny_workflows import run_tiny, write_tiny_weights
 from bundle.configuration import bundle_root
 from bundle.dicom.index import read_volume
 from bundle.files import file_digest
+from bundle.restoration.domain import judge
 from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.planes import planes, spread
 from bundle.restoration.report import _model_card, polyline, write_report
@@ -61,6 +62,30 @@ def test_a_study_of_nothing_but_noise_stays_under_15_megabytes(tmp_path):
     summary = {**SUMMARY, "weights_sha256": digest}
     write_report(tmp_path / "a.html", source, restored, uncertainty=deviation, summary=summary, now=NOW)
     assert 10_000_000 < (tmp_path / "a.html").stat().st_size < 15_000_000
+
+
+@pytest.mark.parametrize(
+    ("ranges", "shown"),
+    [
+        ({"noise_hu": [5, 40], "pixel_mm": [0.5, 1]}, ("soft", "yes")),
+        ({"noise_hu": [5, 20]}, ("warning", "no; noise 30 HU is above 20")),
+        (
+            {"noise_hu": [5, 20], "pixel_mm": [0.8, 1]},
+            ("warning", "no; noise 30 HU is above 20; pixel size 0.7 mm is below 0.8"),
+        ),
+        ({}, ("warning", "unknown")),
+    ],
+)
+def test_it_says_whether_the_weights_were_made_for_such_a_series(report, tmp_path, ranges, shown):
+    path, _, restored = report
+    assert "what the weights were made for" not in path.read_text(), "nothing where it was not judged"
+    domain = judge({"noise_hu": 30.0, "pixel_mm": 0.7}, ranges)
+    summary = {**SUMMARY, "in_domain": domain.word, "domain": domain.described()}
+    write_report(tmp_path / "a.html", restored.source, restored, uncertainty=None, summary=summary, now=NOW)
+    said = re.findall(
+        r'<p class="(\w+)">Within what the weights were made for: (.*)</p>', (tmp_path / "a.html").read_text()
+    )
+    assert said == [shown]
 
 
 def test_the_link_leads_to_the_model_card_of_the_very_weights(report, tmp_path, monkeypatch):

@@ -36,8 +36,8 @@ def test_the_script_prints_both_peaks(tmp_path, capsys):
 
 @pytest.mark.full
 def test_memory_does_not_follow_the_length_of_a_real_study(capsys):
-    """What 400 further slices take is less than their stored values, let alone their HU."""
+    """Each further slice takes less than 0.3 MB; its stored values alone are 0.5."""
     if not LIDC.exists():
         pytest.skip("no real series here")
     found = measured(capsys, LIDC, "--slices", 200, 600, "--cheap")
-    assert found[600][0] - found[200][0] < 400 * 512 * 512 * 2 / 2**20
+    assert found[600][0] - found[200][0] < 400 * 0.3
