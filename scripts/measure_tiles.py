@@ -3,14 +3,16 @@
     python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--size 512] [--steps 1]
 
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
-slices is chosen by. Then a table: slices computed for each one restored; the mean absolute difference from the whole
-where tiles fade into each other (or passes of flowing slices meet), and elsewhere in the body; the largest mean shift
+slices is chosen by. Then a table, for tiles in plane as well where `--size` is twice theirs: voxels computed for each
+one restored; the mean absolute difference from the whole where tiles fade into each other, in plane or along slices
+(or passes of flowing slices meet), and elsewhere in the body; the largest mean shift
 of any tile; and the step across the borders of tiles relative to the step between neighbours elsewhere, over the same
 ratio of the whole's restoration.
 """
 
 import argparse
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from bundle.restoration.tiles import Span, plain
 FLOWING = [4, 16]  # slices at once; the first is the default
 # Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
 TILES = [((512, 512, 24), 8), ((512, 512, 28), 10), ((512, 512, 32), 12), ((512, 512, 16), 8), ((512, 512, 8), 4)]
+IN_PLANE = [((256, 256, 24), 8), ((128, 128, 24), 8)]  # where rows and columns are at least twice as many
 DISTANCES = 10
 MULTIPLE = 16  # of the presets' networks
 
@@ -71,7 +74,7 @@ def main() -> None:
     ]
     ways += [
         ("x".join(map(str, tile)), str(overlap), make_inferer(options, tile_size=tile, slice_overlap=overlap))
-        for tile, overlap in TILES
+        for tile, overlap in [*TILES, *(one for one in IN_PLANE if 2 * max(one[0][:2]) <= min(size[:2]))]
     ]
     for name, overlap, inferer in ways:
         row = figures(*restored(network, hu, volume.spacing_mm, inferer), whole, hu, body)
@@ -131,7 +134,7 @@ def figures(
         if body[box := tuple(slice(span.start, span.stop) for span in (r, c, k))].sum() > 1000
     ]
     ratio = step_ratio((tiled - hu).numpy(), body, fades) / step_ratio((whole - hu).numpy(), body, fades)
-    computed = sum(span.stop - span.start for span in axes[2]) / hu.shape[2]
+    computed = math.prod(sum(s.stop - s.start for s in axis) / n for axis, n in zip(axes, hu.shape, strict=True))
     return [computed, at, elsewhere, max(shifts, default=np.nan), ratio]
 
 

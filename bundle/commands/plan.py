@@ -26,14 +26,15 @@ from bundle.restoration.tiles import plain
 
 _TIMED_SHAPE = (128, 128, 8)  # voxels: long enough to time, short enough to wait for
 _TIMED_ROUNDS = 2
-# Rounded up from peaks on a CPU (scripts/bench_inference.py --memory): the process itself, and a tile's voxels, in
-# float32 and in half precision. Of `full`, tiles of 64 x 64 x 8 in float32 were measured. Where slices flow, a pixel of
-# the plane holds what waits for other slices, and what each slice of a pass takes: from trials in float32 that no
-# command repeats; in half precision above the 9.6 kB in all that follow from scripts/bench_memory.py.
-_BASE_GB = 1.0
-_BYTES_PER_TILE_VOXEL = {"small": {False: 670, True: 500}, "full": {False: 10_200, True: 10_200}}
-_BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 12_000, True: 9_000}, {False: 2_100, True: 1_600}
-_BYTES_FLOWING = {False: 1_000, True: 750}
+# Rounded up from peaks on a CPU with bfloat16 (scripts/bench_memory.py, scripts/bench_inference.py --memory), which
+# tests/commands/test_plan.py lists: the process itself, and a tile's voxels, in float32 and in half precision. Of
+# `full`, tiles of 64 x 64 x 8 in float32 were measured with version 0.1.0. Where slices flow, a pixel of the plane
+# holds what waits for other slices, and what each slice of a pass takes; how it goes with slices_at_once and steps is
+# from trials that no command repeats.
+_BASE_GB = 0.8
+_BYTES_PER_TILE_VOXEL = {"small": {False: 450, True: 300}, "full": {False: 10_200, True: 10_200}}
+_BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 3_500, True: 2_200}, {False: 3_400, True: 2_100}
+_BYTES_FLOWING = {False: 640, True: 330}
 _BYTES_IN_MEMORY = 16  # for each voxel of a study that does not lie on disk: NIfTI, or resampled for the network
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 

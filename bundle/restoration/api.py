@@ -5,15 +5,15 @@ from bundle.restoration.api import load_restorer
 restore = load_restorer(steps=4, num_samples=8)
 result = restore(volume_hu, affine)            # HU (H, W, D), voxel to RAS mm
 for result in restore.folder("STUDY"):         # every usable series below a folder
-    result.restored_hu, result.uncertainty_hu, result.domain
+    result.restored_hu, result.uncertainty_hu, result.domain, result.review["warnings"]
 """
 
 import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError, find_bundle_error
-from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
@@ -38,8 +37,10 @@ from bundle.restoration.domain import Domain, domain_of
 from bundle.restoration.evaluator import use_card
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.nifti import NiftiSource
-from bundle.restoration.region import apply_difference, touchable
+from bundle.restoration.region import added, touchable
 from bundle.restoration.registry import WeightsCard
+from bundle.restoration.review import Review
+from bundle.restoration.thick_again import thick_again
 from bundle.restoration.uncertainty import uncertainty_of
 from bundle.restoration.worklist import failure_of
 
@@ -57,6 +58,8 @@ class Restoration:
         affine: (i, j, k, 1) -> RAS mm, (4, 4).
         key: of the series; empty for an array.
         domain: whether it is within what the weights were made for, and why not.
+        calibrated: whether the card's calibration was fitted to samples that are drawn as these; None with one sample.
+        review: what it did, as `summary.json` says it (`review.Review.summary`), `warnings` among it.
     """
 
     restored_hu: np.ndarray
@@ -64,6 +67,8 @@ class Restoration:
     affine: np.ndarray
     key: str = ""
     domain: Domain | None = None
+    calibrated: bool | None = None
+    review: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LoadedRestorer:
@@ -85,7 +90,7 @@ class LoadedRestorer:
         self.inferer: RestorationInferer = parser.get_parsed_content("inferer")
         self.device = torch.device(parser.get_parsed_content("device"))
         self.strength = checked_number("strength", parser.get_parsed_content("strength"), float, low=0, high=1)
-        self.calibration = card.calibration
+        self.card = card
         self.consistent: bool = parser.get_parsed_content("consistent")
         self._domain = functools.partial(
             domain_of,
@@ -122,7 +127,7 @@ class LoadedRestorer:
             volume_hu, affine = self.thin.array(volume_hu, affine)
         domain = self._domain(NiftiSource(volume_hu, affine))
         image = MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine))
-        return dataclasses.replace(self._restore(image, volume_hu, progress=progress), domain=domain)
+        return _told(dataclasses.replace(self._restore(image, volume_hu, progress=progress), domain=domain))
 
     def folder(self, folder: str | Path) -> Iterator[Restoration]:
         """Yield the restorations of a folder of DICOM or NIfTI, as the command would: what is selected, by series keys.
@@ -155,8 +160,10 @@ class LoadedRestorer:
             restored_hu, affine = source.as_in_file(restoration.restored_hu)
             deviation = restoration.uncertainty_hu
             uncertainty_hu = None if deviation is None else source.as_in_file(deviation)[0]
-            restoration = Restoration(restored_hu, uncertainty_hu, affine, case.key)
-        return dataclasses.replace(restoration, domain=domain)
+            restoration = dataclasses.replace(
+                restoration, restored_hu=restored_hu, uncertainty_hu=uncertainty_hu, affine=affine
+            )
+        return _told(dataclasses.replace(restoration, domain=domain))
 
     @torch.inference_mode()
     def _restore(
@@ -186,18 +193,27 @@ class LoadedRestorer:
         native = self._native(maps, prepared)
         if self.consistent and source is not None:
             make_consistent(native[0], source)
-        restored = apply_difference(volume_hu, native[0], strength=self.strength, padding_mask=padding_mask)
-        uncertainty = self._uncertainty(native, volume_hu, padding_mask) if deviation else None
-        return Restoration(restored, uncertainty, np.asarray(image.affine, np.float64), key)
+        region = touchable(volume_hu, padding_mask)
+        difference, spread = np.where(region, native, 0).astype(np.float32, copy=False)
+        restored = added(volume_hu, difference, strength=self.strength)
+        thick = thick_again(source) if source is not None and self.card.task == "thin" else None
+        review = Review(volume_hu.shape[2], again=thick)
+        for k in range(volume_hu.shape[2]):
+            review.add(k, volume_hu[:, :, k], restored[:, :, k], region[:, :, k])
+        uncertainty, calibrated = None, None
+        if deviation:
+            calibrated = self.card.calibrates(self.network.process.method, steps=self.inferer.steps)
+            uncertainty = self._uncertainty(spread, difference, review.noise_hu)
+        affine = np.asarray(image.affine, np.float64)
+        return Restoration(restored, uncertainty, affine, key, calibrated=calibrated, review=review.summary())
 
-    def _uncertainty(self, native: np.ndarray, volume_hu: np.ndarray, padding_mask: np.ndarray | None) -> np.ndarray:
+    def _uncertainty(self, deviation: np.ndarray, difference: np.ndarray, noise_hu: np.ndarray) -> np.ndarray:
         """Calibrated deviation (H, W, D) of what a whole restoration changes, HU."""
-        difference, deviation = np.where(touchable(volume_hu, padding_mask), native, 0)
         found = uncertainty_of(
             deviation,
             difference,
-            calibration=self.calibration,
-            noise_hu=noise_level(volume_hu),
+            calibration=self.card.calibration,
+            noise_hu=noise_hu,
             samples=self.inferer.num_samples,
             strength=self.strength,
         )
@@ -207,6 +223,16 @@ class LoadedRestorer:
         """Undo orientation and spacing of (2, H, W, D)."""
         data: dict[Hashable, Any] = {"image": prepared, "difference": MetaTensor(maps, meta=prepared.meta)}
         return np.asarray(self._back(data)["difference"], np.float32)
+
+
+def _told(restoration: Restoration) -> Restoration:
+    """The same, with what there is to warn of logged, as the command would."""
+    domain, name = restoration.domain, f"series {restoration.key}" if restoration.key else "array"
+    if domain is not None and not domain.inside:
+        logger.warning("%s: outside the weights' domain: %s", name, "; ".join(domain.reasons))
+    for warning in restoration.review["warnings"]:
+        logger.warning("%s: %s", name, warning)
+    return restoration
 
 
 def inference_parser(**options: Any) -> ConfigParser:

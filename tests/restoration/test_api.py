@@ -36,7 +36,13 @@ def test_an_array_and_a_folder_give_what_the_command_gives(tiny, tmp_path):
     np.testing.assert_allclose(found.affine, written.affine, atol=1e-4)
     of_array = load_restorer(**tiny)(hu, found.affine)
     np.testing.assert_array_equal(of_array.restored_hu, found.restored_hu)
-    assert found.key == file.parent.name and of_array.uncertainty_hu is None
+    assert found.key == file.parent.name and of_array.uncertainty_hu is None and of_array.calibrated is None
+    # The review, too, but for rounding: the noise, which whole numbers decide, is that of the same input.
+    summary = json.loads((file.parent / "summary.json").read_text())
+    assert found.review == of_array.review and found.review.keys() <= summary.keys()
+    for name in ("noise_hu_before", "voxels_beyond_bound", "warnings"):
+        assert found.review[name] == summary[name]
+    assert found.review["low_frequency_shift_hu"] == pytest.approx(summary["low_frequency_shift_hu"], abs=0.02)
     assert np.abs(found.restored_hu - hu).max() > 1
 
 
@@ -45,6 +51,7 @@ def test_samples_give_an_uncertainty_and_one_load_serves_many(tiny):
     hu = phantom_hu(size=40, slices=5)
     first, again = restore(hu, AFFINE), restore(hu, AFFINE)
     assert first.uncertainty_hu is not None and first.uncertainty_hu.shape == hu.shape
+    assert first.calibrated is False  # these weights have no card
     np.testing.assert_array_equal(first.restored_hu, again.restored_hu)
     changed = first.restored_hu != hu
     assert (first.uncertainty_hu[changed] > 0).mean() > 0.99 and (first.uncertainty_hu[~changed] == 0).all()
@@ -59,6 +66,28 @@ def test_less_strength_is_less_sure(tiny):
     removed = [np.sqrt(np.square(change[..., k][touched[..., k]]).mean()) for k in range(3)]
     expected = np.hypot(whole.uncertainty_hu, removed)
     np.testing.assert_allclose(none.uncertainty_hu[touched], expected[touched], rtol=1e-3)
+
+
+def test_what_the_command_would_warn_of_is_told(tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("bundle.restoration.review.LOW_FREQUENCY_BOUND_HU", 0.0)
+    hu = phantom_hu(size=40, slices=3)
+    (warning, *_) = load_restorer(**tiny)(hu, AFFINE).review["warnings"]
+    assert "local mean HU moved" in warning and f"array: {warning}" in caplog.messages
+    write_phantom_series(tmp_path / "in", slices=3, size=32)
+    (found,) = load_restorer(**tiny).folder(tmp_path / "in")
+    assert f"series {found.key}: {found.review['warnings'][0]}" in caplog.messages
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_whether_the_uncertainty_is_calibrated(tiny, steps):
+    weights = Path(tiny["weights_file"])
+    card = {"schema": 1, "sampler": "bridge", "sha256": file_digest(weights), "uncertainty": {"scale": 0.5, "steps": 2}}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    try:
+        found = load_restorer(**tiny, steps=steps, num_samples=2)(phantom_hu(size=32, slices=2), AFFINE)
+    finally:
+        weights.with_suffix(".json").unlink()
+    assert found.calibrated is (steps == 2)  # the samples that the card's numbers were fitted to
 
 
 def test_strength_zero_is_the_input(tiny):
@@ -88,7 +117,7 @@ def test_a_folder_is_selected_from_and_one_bad_series_stops_nothing(tiny, tmp_pa
     assert restore.failed == {chosen.key: "slices missing"}
 
 
-def test_the_domain_is_told_and_kept(tiny, tmp_path):
+def test_the_domain_is_told_and_kept(tiny, tmp_path, caplog):
     weights = Path(tiny["weights_file"])
     card = {"schema": 1, "task": "denoise", "sampler": "bridge", "sha256": file_digest(weights)}
     weights.with_suffix(".json").write_text(json.dumps({**card, "domain": {"slice_mm": [0.5, 2.0]}}))
@@ -98,6 +127,8 @@ def test_the_domain_is_told_and_kept(tiny, tmp_path):
         of_array = load_restorer(**tiny)(phantom_hu(size=32, slices=3), AFFINE)
         for domain in (found.domain, of_array.domain):
             assert domain.word == "no" and "slice spacing 2.5 mm is above 2" in domain.said
+        for name in (f"series {found.key}", "array"):
+            assert f"{name}: outside the weights' domain: slice spacing 2.5 mm is above 2" in caplog.messages
         strict = load_restorer(**tiny, strict_domain=True)
         assert list(strict.folder(tmp_path / "in")) == [] and "outside the weights' domain" in strict.failed[found.key]
         with pytest.raises(BundleError, match="outside the weights' domain"):

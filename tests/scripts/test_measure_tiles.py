@@ -58,14 +58,30 @@ def test_the_distance_is_counted_from_the_cut():
     assert script.by_distance(halves, whole, np.ones((4, 4, 10), bool)) == [0, 1, 2, 3, 4]
 
 
+def test_tiles_in_plane_have_borders_in_plane():
+    hu = torch.from_numpy(phantom_hu(slices=4, size=64))
+    body = touchable(hu.numpy())
+    inferer = RestorationInferer(tile_size=(32, 64, 4), overlap=0.5)
+    axes = [inferer.spans(axis, 0, size, multiple=16) for axis, size in enumerate(hu.shape)]
+    whole = hu + torch.randn(hu.shape, generator=torch.Generator().manual_seed(0))
+    tiled = whole.clone()
+    tiled[23:25] += 0.5  # rows in the middle of the overlap of the first two, which start 16 rows apart
+    computed, at, elsewhere, _, _ = script.figures(tiled, axes, whole, hu, body)
+    assert computed == 3 * 32 / 64 and at > 0 and elsewhere == 0
+
+
+def shipped_and_crlm():
+    network = build_restorer("small").eval()
+    load_weights(network, ROOT / "models" / "model.pt")
+    return network, read_volume(str(CRLM))
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not CRLM.is_dir(), reason="no shared data")
 @pytest.mark.parametrize("steps", [1, 4])
 def test_no_seam_with_the_shipped_weights(steps):
     """Where passes meet, slices that flow differ from the whole as elsewhere, by rounding; tiles by more."""
-    network = build_restorer("small").eval()
-    load_weights(network, ROOT / "models" / "model.pt")
-    volume = read_volume(str(CRLM))
+    network, volume = shipped_and_crlm()
     hu = torch.from_numpy(volume.array[128:320, 160:352].copy())
     body = touchable(volume.array)[128:320, 160:352]
 
@@ -83,3 +99,25 @@ def test_no_seam_with_the_shipped_weights(steps):
         _, at_tiles[overlap], _, shift, _ = script.figures(*tiles, whole, hu, body)
         assert shift < 0.5
     assert at_tiles[8] < ROUNDING_HU and at_tiles[8] < at_tiles[4] / 2
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not CRLM.is_dir(), reason="no shared data")
+@pytest.mark.parametrize("steps", [1, 4])
+def test_no_seam_in_plane_with_the_shipped_weights(steps):
+    """Tiles of 128 x 128, far below the default, differ from the whole by less than rounding does where they meet."""
+    network, volume = shipped_and_crlm()
+    box = (slice(128, 384), slice(128, 384), slice(8))
+    hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, :8])[box]
+
+    def restored(rows):
+        inferer = RestorationInferer(
+            steps=steps, mixed_precision="off", slices_at_once=0, tile_size=(rows, rows, 24), slice_overlap=8
+        )
+        return script.restored(network, hu, volume.spacing_mm, inferer)
+
+    whole, _ = restored(256)
+    tiles = restored(128)
+    assert len(tiles[1][0]) == len(tiles[1][1]) == 3 and len(tiles[1][2]) == 1
+    _, at, _, shift, _ = script.figures(*tiles, whole, hu, body)
+    assert 0 < at < ROUNDING_HU and shift < 0.5
