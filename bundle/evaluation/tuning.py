@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, ExitCode
 from bundle.evaluation.classical import FILTERS, classical_method, expand
 from bundle.evaluation.methods import Method, Problem
 from bundle.evaluation.problems import make_problem
@@ -63,6 +63,8 @@ def choose_parameters(
                         found = [_error(method, problem, body) / before for method in methods[name]]
                         errors[name][problem.key] = found
                 except BundleError as error:
+                    if error.exit_code != ExitCode.USER:  # a signal is nobody's failure
+                        raise
                     missing[name] = str(error)
                 progress.update(note=name)
     if not any(errors.values()):

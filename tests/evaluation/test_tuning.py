@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from phantom_series import phantom_hu
 
 from bundle.data.sources import Case
-from bundle.errors import BundleError
+from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.evaluation import classical
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.tuning import FILE, choose_parameters, chosen_methods, read_parameters
@@ -85,3 +85,14 @@ def test_what_cannot_be_read_or_is_not_there_is_named(tmp_path):
         chosen_methods(["gaussian"], {}, {}, best_of_series=False)
     with pytest.raises(BundleError, match="unknown"):
         chosen_methods(["median"], {"median": {}}, {}, best_of_series=False)
+
+
+@pytest.mark.parametrize("error", [InterruptedRun("stopped"), BundleError("full", exit_code=ExitCode.IO)])
+def test_a_signal_in_the_middle_of_a_filter_ends_the_run_without_a_file(tmp_path, monkeypatch, error):
+    def raising(*_):
+        raise error
+
+    monkeypatch.setitem(classical.FILTERS, "tv3d", classical.Filter(raising, "", ("strength",)))
+    with pytest.raises(BundleError) as caught:
+        choose_parameters(dataset(40.0), grids=GRIDS, folder=tmp_path)
+    assert caught.value is error and not (tmp_path / FILE).exists()
