@@ -15,9 +15,17 @@ TABLES = {
     "psnr_1000": ("PSNR, mean over slices, [-1000, 1000] HU, dB", "{:.2f}"),
     "ssim_1000": ("SSIM, mean over slices, [-1000, 1000] HU", "{:.4f}"),
     "nps_distance": ("Noise power spectrum, distance to the target's (0 is the same)", "{:.2f}"),
+    "residual_structure": ("Share of the anatomy's detail in what was removed", "{:.4f}"),
     "edge_inner_percent": ("10-90 % width of inner edges against the target's, %", "{:+.1f}"),
     "coverage_1_percent": ("Voxels whose target lies within one calibrated deviation, % (normal: 68.3)", "{:.1f}"),
     "coverage_2_percent": ("Within two, % (normal: 95.4)", "{:.1f}"),
+}
+PHANTOM = {
+    "detectability": ("d' of the discs", "{:.1f}"),
+    "transfer50_100_per_mm": ("rod of 100 HU: 50 % at, 1/mm", "{:.2f}"),
+    "transfer10_100_per_mm": ("10 % at", "{:.2f}"),
+    "transfer50_400_per_mm": ("rod of 400 HU: 50 % at, 1/mm", "{:.2f}"),
+    "transfer10_400_per_mm": ("10 % at", "{:.2f}"),
 }
 # The held-out series of this bundle, by the digest that names them.
 NAMES = {
@@ -30,7 +38,23 @@ NAMES = {
 
 def tables(metrics: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> str:
     """All tables of a metrics.json that have something in them."""
-    return "\n\n".join(table(metrics, key, names) for key in measured(metrics))
+    found = [table(metrics, key, names) for key in measured(metrics)]
+    return "\n\n".join([*found, phantom(metrics)] if metrics.get("phantom") else found)
+
+
+def phantom(metrics: Mapping[str, Any]) -> str:
+    """What was measured on the phantom: a column for each measure."""
+    lines = [
+        "Discs of low contrast and rods on a phantom:",
+        "",
+        "| method | " + " | ".join(heading for heading, _ in PHANTOM.values()) + " |",
+        "|---|" + "--:|" * len(PHANTOM),
+    ]
+    for method, values in metrics["phantom"]["rows"].items():
+        found = [(values[key], form) for key, (_, form) in PHANTOM.items()]
+        cells = ["-" if value is None else form.format(value) for value, form in found]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def measured(metrics: Mapping[str, Any]) -> list[str]:

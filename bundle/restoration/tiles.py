@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Share of an overlap at a tile's border that the neighbour provides alone. What a tile is wrong by falls by a factor of
-# two to three with each slice from its border (docs/inference.md): the best of both is nearly a cut in the middle.
+# Share of an overlap at a tile's border that the neighbour provides alone. What a tile is wrong by falls by about
+# half with each slice from its border (docs/inference.md): the best of both is nearly a cut in the middle.
 _LEFT_TO_THE_OTHER = 0.375
 
 

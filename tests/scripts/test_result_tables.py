@@ -37,9 +37,16 @@ def test_what_is_missing_is_a_dash_and_has_no_mean(script):
     assert shown.splitlines()[-1] == "| ours | 1.00 | - | - |"  # the last row has no value at all and is left out
 
 
+@pytest.mark.parametrize("dose", ["tenth", "half"])
+def test_the_card_shows_the_kept_evaluations_of_other_doses(script, dose):
+    kept = json.loads((ROOT / "docs" / "results" / f"{dose}_dose.json").read_text())
+    assert script.table(kept, "rmse_hu_body") in CARD.read_text()
+
+
 def test_the_card_shows_the_kept_evaluation_of_the_weights_beside_it(script):
     kept = json.loads((ROOT / "docs" / "results" / "quarter_dose.json").read_text())
     text = CARD.read_text()
     for key in script.measured(kept):
         assert script.table(kept, key) in text, key
+    assert script.phantom(kept) in text
     assert kept["weights_sha256"] == json.loads((ROOT / "models" / "model.json").read_text())["sha256"]
