@@ -30,26 +30,29 @@ Restore poor CT series. Research use only.
 
 usage:
   python -m bundle run RUN_ID --config_file FILE [--key value ...]
-      Run a workflow (training, inference, evaluation) of a config, with the same
-      arguments as `python -m monai.bundle run`, and the exit codes below.
-  python -m bundle launch [torchrun's options] run training --config_file FILES ...
+      Run a workflow (training, inference, evaluation) of a config, with the
+      same arguments as `python -m monai.bundle run`, and the exit codes below.
+  python -m bundle launch [torchrun's options] run training --config_file FILE
       The same in several processes, through torchrun; it always ends with one
       of the exit codes below, and passes SIGTERM on.
   python -m bundle enhance INPUT OUTPUT [--key value ...]
       Restore the CT series below the folder INPUT into the folder OUTPUT.
-  python -m bundle inspect DIR [--json] [--noise false] [--gaps resample] [--quiet]
+  python -m bundle inspect DIR [--json] [--noise false] [--gaps resample]
       Say which series below the folder DIR would be used, and why the others
       would not; --noise false reads headers only.
   python -m bundle prepare DIR --output_dir RUN [--key value ...]
-      Prepare the data of a training ahead of time; print what is used, and the split.
+      Prepare the data of a training ahead of time; print what is used, and
+      the split.
   python -m bundle doctor [--json]
       Check packages, decoders, device, number formats, weights and disk.
   python -m bundle export OUTPUT [--formats torch,onnx] [--key value ...]
-      Write the networks as torch.export programs and ONNX, checked against PyTorch.
+      Write the networks as torch.export programs and ONNX, checked against
+      PyTorch.
   python -m bundle pack OUTPUT.zip [--torchscript true]
       Write the bundle with its package as one archive for other programs.
-  python -m bundle pacs --url URL --work_dir DIR [--match RULE] [--key value ...]
-      Restore the new CT series of a PACS (DICOMweb) and send the derived series back.
+  python -m bundle pacs --url URL --work_dir DIR [--match RULE] [--key value]
+      Restore the new CT series of a PACS (DICOMweb) and send the derived series
+      back.
   python -m bundle --help | --version
 
 {_EXIT_CODES}"""

@@ -36,6 +36,11 @@ def test_help(arguments, capsys):
         assert f"\n  {int(code)} " in text
 
 
+def test_help_fits_a_terminal(capsys):
+    main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_help_of_the_console_script(capsys):
     assert ct_enhance([]) == 0
     assert "ct-enhance INPUT OUTPUT" in capsys.readouterr().out
