@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 
 from bundle.data.averaging import average
-from bundle.data.pixel_size import PixelSize
 from bundle.data.prepared import PreparedCase
+from bundle.data.reconstruction import Reconstruction
 from bundle.degrade.blur import InPlaneBlur
 from bundle.degrade.composition import LowDose, Steps
 from bundle.degrade.slabs import ThickSlices
@@ -25,7 +25,7 @@ class NoiseLevels:
 
     def __init__(self) -> None:
         self._slabs: dict[tuple[str, int], float] = {}
-        self._filtered: dict[tuple[str, InPlaneBlur | PixelSize], tuple[float, float]] = {}
+        self._filtered: dict[tuple[str, InPlaneBlur | Reconstruction], tuple[float, float]] = {}
 
     def __call__(
         self,
@@ -34,7 +34,7 @@ class NoiseLevels:
         region: slice,
         *,
         slices: int = 1,
-        pixel_size: PixelSize | None = None,
+        reconstruction: Reconstruction | None = None,
     ) -> np.ndarray:
         """Noise level in HU of slices of a case after `steps`.
 
@@ -43,7 +43,7 @@ class NoiseLevels:
             steps: how.
             region: slices of the case.
             slices: how many neighbours of `region` are averaged to one before the steps.
-            pixel_size: what the pixels are resampled to after the steps.
+            reconstruction: what kernel and pixels become after the steps.
 
         Returns:
             float32, one value for each slice or average.
@@ -69,8 +69,8 @@ class NoiseLevels:
             else:
                 of_own, of_added = self._after(case, step, partial(step.apply, spacing_mm=case.spacing_mm))
                 own, added = own * of_own**2, added * of_added**2
-        if pixel_size not in (None, PixelSize()):
-            of_own, of_added = self._after(case, pixel_size, pixel_size)
+        if reconstruction not in (None, Reconstruction()):
+            of_own, of_added = self._after(case, reconstruction, partial(reconstruction, spacing_mm=case.spacing_mm))
             own, added = own * of_own**2, added * of_added**2
         levels = np.sqrt(own + added).astype(np.float32)
         return levels[first : first + (region.stop - region.start) // slices]
@@ -101,7 +101,7 @@ class NoiseLevels:
         return float(np.clip((level**2 - 1 / slices) / (1 - 1 / slices), 0, 1))
 
     def _after(
-        self, case: PreparedCase, key: InPlaneBlur | PixelSize, filtered: Callable[[np.ndarray], np.ndarray]
+        self, case: PreparedCase, key: InPlaneBlur | Reconstruction, filtered: Callable[[np.ndarray], np.ndarray]
     ) -> tuple[float, float]:
         """Level after a filter within slices relative to before, of the scan's own noise and of the simulated noise."""
         if (case.key, key) not in self._filtered:

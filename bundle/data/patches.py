@@ -12,8 +12,9 @@ from bundle.data.averaging import SlabSampling, average
 from bundle.data.contrast import Contrast, ContrastSampling
 from bundle.data.joining import FixedParts, PartSource, StreamedParts
 from bundle.data.levels import NoiseLevels
-from bundle.data.pixel_size import PixelSize, PixelSizeSampling
+from bundle.data.pixel_size import PixelSize
 from bundle.data.prepared import PreparedCase
+from bundle.data.reconstruction import Reconstruction, ReconstructionSampling
 from bundle.data.splits import Part
 from bundle.degrade.composition import (
     THICK_SLICES,
@@ -44,7 +45,7 @@ class PatchDataset(Dataset):
         degradation: how the poor side is made; cases with a real poor partner have theirs instead.
         slabs: how often neighbouring slices are averaged; None never. Not where slices are made thicker, nor of pairs.
         contrast: how often contrast and noise are scaled down together; None never.
-        pixels: how often pixels are resampled to another size; None never. Not of pairs.
+        reconstruction: how often kernel and pixels are those of another reconstruction; None never. Not of pairs.
         augment: flips and transposes.
     """
 
@@ -59,7 +60,7 @@ class PatchDataset(Dataset):
         degradation: DegradationSampling | None = None,
         slabs: SlabSampling | None = None,
         contrast: ContrastSampling | None = None,
-        pixels: PixelSizeSampling | None = None,
+        reconstruction: ReconstructionSampling | None = None,
         augment: bool = True,
     ) -> None:
         self.degradation = degradation or DegradationSampling()
@@ -69,7 +70,7 @@ class PatchDataset(Dataset):
         self.seed = seed
         self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
         self.contrast = contrast or ContrastSampling()
-        self.pixels = pixels or PixelSizeSampling()
+        self.reconstruction = reconstruction or ReconstructionSampling()
         self.augment = augment
         self.source: PartSource
         if isinstance(data, StreamedParts):
@@ -84,8 +85,13 @@ class PatchDataset(Dataset):
         """Return item (epoch, index); a plain index is one of epoch 0."""
         patch = self._drawn(position)
         case = patch.part.case
-        label = patch.pixels(average(case.image_hu[patch.region], patch.slices), self.patch[0])
-        image = patch.pixels(_poor(case, patch.region, patch.steps, slices=patch.slices), self.patch[0])
+        label, image = (
+            patch.reconstruction(side, self.patch[0], spacing_mm=case.spacing_mm)
+            for side in (
+                average(case.image_hu[patch.region], patch.slices),
+                _poor(case, patch.region, patch.steps, slices=patch.slices),
+            )
+        )
         levels = self._levels(patch)
         if self.augment:
             image, label = patch.turn(image), patch.turn(label)
@@ -114,7 +120,8 @@ class PatchDataset(Dataset):
             "degradation": "pair" if patch.part.case.paired else describe_steps(patch.steps),
             "flips": list(patch.turn.flips) if self.augment else [False] * 3,
             "transpose": self.augment and patch.turn.transpose,
-            "pixel_size": patch.pixels.factor,
+            "pixel_size": patch.reconstruction.pixels.factor,
+            "kernel_mtf50_per_mm": patch.reconstruction.kernel.mtf50_per_mm,
             "contrast": patch.contrast.scale,
             "offset_hu": patch.contrast.offset_hu,
         }
@@ -158,19 +165,19 @@ class PatchDataset(Dataset):
         slices = self.slabs.draw(
             rng, spacing_mm=part.case.spacing_mm[2], slices=part.stop - part.start, wanted=self.patch[2]
         )
-        pixels = self.pixels.draw(rng, pixels=min(part.case.shape[:2]), wanted=self.patch[0])
-        slices, pixels = (1, PixelSize()) if part.case.paired else (slices, pixels)
-        region = self._region(part, slices, pixels, rng)
+        other = self.reconstruction.draw(rng, pixels=min(part.case.shape[:2]), wanted=self.patch[0])
+        slices, other = (1, Reconstruction()) if part.case.paired else (slices, other)
+        region = self._region(part, slices, other.pixels, rng)
         steps = self.degradation.draw(rng, realisations=part.case.realisations)
         steps = () if part.case.paired else steps
-        return _Patch(part, region, slices, pixels, steps, _Turn.draw(rng), self.contrast.draw(rng))
+        return _Patch(part, region, slices, other, steps, _Turn.draw(rng), self.contrast.draw(rng))
 
     def _levels(self, patch: "_Patch") -> np.ndarray:
         """Noise level of a patch's poor side, float32, one value per slice."""
         case, slices = patch.part.case, patch.region[2]
         if case.paired:
             return _levels_of_pair(case, slices)
-        return self.levels(case, patch.steps, slices, slices=patch.slices, pixel_size=patch.pixels)
+        return self.levels(case, patch.steps, slices, slices=patch.slices, reconstruction=patch.reconstruction)
 
     def _region(
         self, part: Part, slices: int, pixels: PixelSize, rng: np.random.Generator
@@ -289,7 +296,7 @@ class _Patch:
     part: Part
     region: "_Region"
     slices: int
-    pixels: PixelSize
+    reconstruction: Reconstruction
     steps: Steps
     turn: _Turn
     contrast: Contrast
@@ -297,7 +304,8 @@ class _Patch:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         rows, columns, slices = self.part.case.spacing_mm
-        return rows * self.pixels.factor, columns * self.pixels.factor, slices * self.slices
+        factor = self.reconstruction.pixels.factor
+        return rows * factor, columns * factor, slices * self.slices
 
 
 _Region: TypeAlias = tuple[slice, slice, slice]

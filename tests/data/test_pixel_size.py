@@ -5,6 +5,7 @@ from training_fixtures import prepare
 from bundle.data.levels import NoiseLevels
 from bundle.data.patches import PatchDataset
 from bundle.data.pixel_size import PixelSize, PixelSizeSampling
+from bundle.data.reconstruction import Reconstruction, ReconstructionSampling
 from bundle.data.splits import Part
 from bundle.degrade.composition import LowDose, apply_steps
 from bundle.metrics.noise import noise_level
@@ -53,17 +54,17 @@ def test_levels_are_those_measured_on_the_resampled_image(parts, steps, factor):
     case = parts[0].case
     pixel_size = PixelSize(factor)
     degraded = apply_steps(case.image_hu, steps, spacing_mm=case.spacing_mm, noise=case.noise)
-    levels = NoiseLevels()(case, steps, slice(0, 16), pixel_size=pixel_size)
+    levels = NoiseLevels()(case, steps, slice(0, 16), reconstruction=Reconstruction(pixels=pixel_size))
     assert np.median(levels / noise_level(pixel_size(degraded))) == pytest.approx(1, abs=0.12)
 
 
 def test_image_and_target_stay_together_and_repeat(parts):
-    sampling = PixelSizeSampling(probability=1.0)
-    resampled = dataset(parts, pixels=sampling)
+    sampling = ReconstructionSampling(pixels=PixelSizeSampling(probability=1.0))
+    resampled = dataset(parts, reconstruction=sampling)
     factors = [resampled.metadata(index)["pixel_size"] for index in range(40)]
     assert set(factors) == set(FACTORS)
     for index in range(40):
-        item, again = resampled[index], dataset(parts, pixels=sampling)[index]
+        item, again = resampled[index], dataset(parts, reconstruction=sampling)[index]
         assert item["image"].shape == item["label"].shape == (1, 16, 16, 4)
         assert (item["image"] == again["image"]).all()
         assert item["spacing_mm"][0] == pytest.approx(0.8 * factors[index])
@@ -76,9 +77,8 @@ def test_image_and_target_stay_together_and_repeat(parts):
 
 
 def test_a_patch_that_the_series_has_no_room_for_keeps_its_pixels(parts):
-    large = PatchDataset(
-        parts, patch_size=128, num_slices=4, length=20, seed=3, pixels=PixelSizeSampling(probability=1.0)
-    )
+    sampling = ReconstructionSampling(pixels=PixelSizeSampling(probability=1.0))
+    large = PatchDataset(parts, patch_size=128, num_slices=4, length=20, seed=3, reconstruction=sampling)
     assert {large.metadata(index)["pixel_size"] for index in range(20)} == {0.75, 0.875, 1.0}
     assert large[0]["image"].shape == (1, 128, 128, 4)
 
