@@ -7,22 +7,27 @@ its memory two peaks are printed: what is its own (anonymous; read every 20 ms, 
 pages of files and of the working files on disk with it. `small` has the shipped weights, `tiny` its shape, fresh
 weights and a fraction of its cost. `--tiles` cuts into tiles where slices would flow. `--cheap` puts a multiplication
 in the network's place and leaves everything else as it is: how memory goes with the length, for lengths that would
-take hours on a busy machine.
+take hours on a busy machine. `--nifti` gives the study as a NIfTI file, `--spacing_mm 0.9` resamples its
+slices for the network.
 """
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pydicom
 from pydicom.uid import generate_uid
 
 from bundle.configuration import bundle_root
 from bundle.data.sources import find_cases
+from bundle.dicom.index import read_volume
 from bundle.networks.presets import build_restorer
 from bundle.training.handlers import save_weights
 
@@ -49,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mixed_precision", default="auto", help="auto, bf16, fp16 or off")
     parser.add_argument("--cheap", action="store_true")
     parser.add_argument("--tiles", action="store_true", help="overlapping tiles in place of slices that flow")
+    parser.add_argument("--nifti", action="store_true", help="the study as .nii.gz in place of DICOM")
+    parser.add_argument("--spacing_mm", type=float, default=-1.0, help="of rows and columns for the network")
     options = parser.parse_args(arguments)
     print("slices    own MB  resident MB   seconds")
     with tempfile.TemporaryDirectory() as name:
@@ -60,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for count in options.slices:
             study = folder / f"study_{count}"
             repeat(Path(options.series), study, count)
+            if options.nifti:
+                study = as_nifti(study)
             own, resident, seconds = restore(study, folder / f"out_{count}", weights, options)
             print(f"{count:6} {own:9.0f} {resident:12.0f} {seconds:9.1f}", flush=True)
 
@@ -81,6 +90,17 @@ def repeat(series: Path, target: Path, count: int) -> None:
         image.save_as(target / f"{k:04d}.dcm")
 
 
+def as_nifti(study: Path) -> Path:
+    """Write a study as one NIfTI file into a folder beside it, and remove it."""
+    volume = read_volume([str(path) for path in study.iterdir()])
+    target = study.parent / f"{study.name}_nifti"
+    target.mkdir()
+    values = volume.hu(out=np.empty(volume.shape, np.int16))
+    nibabel.save(nibabel.Nifti1Image(values, volume.affine_ras), target / "study.nii.gz")  # type: ignore[no-untyped-call]
+    shutil.rmtree(study)
+    return target
+
+
 def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) -> tuple[float, float, float]:
     """Peaks of own and of resident memory in MB, and wall time in seconds, of one restoration."""
     start = ["-c", CHEAP] if options.cheap else ["-m", "bundle"]
@@ -89,25 +109,31 @@ def restore(study: Path, out: Path, weights: Path, options: argparse.Namespace) 
     command += ["--steps", str(options.steps), "--num_samples", str(options.num_samples)]
     command += ["--mixed_precision", options.mixed_precision]
     command += ["--slices_at_once", "0"] if options.tiles else []
+    command += ["--spacing_mm", f"[{options.spacing_mm},{options.spacing_mm},-1]"] if options.spacing_mm > 0 else []
     started = time.monotonic()
     process = os.posix_spawn(sys.executable, command, dict(os.environ))
-    own, ended = 0.0, 0
+    own, resident, ended = 0.0, 0.0, 0
     while not ended:
         ended, status, usage = os.wait4(process, os.WNOHANG)
-        own = max(own, own_mb(process))
+        now = memory_mb(process)
+        own, resident = max(own, now["RssAnon"]), max(resident, now["VmHWM"])
         time.sleep(0.02)
     if status:
         sys.exit(f"the restoration of {study.name} ended with {os.waitstatus_to_exitcode(status)}")
-    return own, usage.ru_maxrss / 1024, time.monotonic() - started
+    return own, resident or usage.ru_maxrss / 1024, time.monotonic() - started
 
 
-def own_mb(process: int) -> float:
-    """Anonymous resident memory of a process in MB; 0 where it has ended or the system does not say."""
+def memory_mb(process: int) -> dict[str, float]:
+    """Anonymous memory of a process, and the peak of all that was resident, in MB; 0 where the system does not say.
+
+    `ru_maxrss` would count what this process held when it started the other one.
+    """
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
+        lines = []
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.endswith("kB")}
+    return {name: found.get(name, 0.0) for name in ("RssAnon", "VmHWM")}
 
 
 if __name__ == "__main__":

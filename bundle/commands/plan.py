@@ -35,7 +35,6 @@ _BASE_GB = 0.8
 _BYTES_PER_TILE_VOXEL = {"small": {False: 450, True: 300}, "full": {False: 10_200, True: 10_200}}
 _BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 3_500, True: 2_200}, {False: 3_400, True: 2_100}
 _BYTES_FLOWING = {False: 640, True: 330}
-_BYTES_IN_MEMORY = 16  # for each voxel of a study that does not lie on disk: NIfTI, or resampled for the network
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 
 
@@ -131,12 +130,10 @@ class _Grid:
     Attributes:
         size: H, W, D.
         network_size: the same on the grid that the network sees (`spacing_mm`).
-        on_disk: its voxels lie in working files.
     """
 
     size: tuple[int, int, int]
     network_size: tuple[int, int, int]
-    on_disk: bool
 
 
 def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, preset: str) -> float:
@@ -152,8 +149,6 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
     parameters = sum(parameter.numel() for parameter in network.parameters())
     weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
     study = grid.size[2] * _BYTES_PER_SLICE
-    if not grid.on_disk:
-        study += _BYTES_IN_MEMORY * max(math.prod(grid.size), math.prod(grid.network_size))
     return _BASE_GB + (tiles + weights + study) / 1e9
 
 
@@ -184,7 +179,7 @@ def _grids(
         size = (rows, columns, depth)
         seen = [round(n * mm / to) if to > 0 else n for n, mm, to in zip(size, spacing_mm, pixdim, strict=True)]
         network_size = (max(seen[0], 1), max(seen[1], 1), max(seen[2], 1))
-        grids[case.key] = _Grid(size, network_size, on_disk=not case.is_nifti and network_size == size)
+        grids[case.key] = _Grid(size, network_size)
     return grids, refused
 
 

@@ -11,9 +11,11 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Orientationd, Spacingd
 
 from bundle.configuration import three_numbers
+from bundle.data.resampling import SlabResample
 from bundle.degrade.low_dose import Scanner
 from bundle.degrade.transforms import UnitNoised
 from bundle.errors import BundleError
+from bundle.pages import Pages, plain_pages
 
 _AXES = (("L", "R"), ("P", "A"), ("I", "S"))  # towards negative and positive RAS+ directions
 
@@ -50,6 +52,7 @@ class NetworkSpacingd(Spacingd):
         pixdim: spacing in mm along H, W and D; -1 keeps the native one.
         mode: interpolation.
         allow_missing_keys: whether items without a key pass.
+        pages: makes the arrays for results, in memory or on disk.
 
     Raises:
         BundleError: when `pixdim` is not three numbers, or one of them 0.
@@ -62,11 +65,20 @@ class NetworkSpacingd(Spacingd):
         *,
         mode: str = "bilinear",
         allow_missing_keys: bool = False,
+        pages: Pages = plain_pages,
     ) -> None:
         pixdim = three_numbers("spacing_mm", pixdim, float)
         if 0 in pixdim:
             raise BundleError("spacing_mm cannot be 0 mm", hint="-1 keeps the native spacing")
         super().__init__(keys, pixdim=pixdim, mode=mode, allow_missing_keys=allow_missing_keys)
+        plain = self.spacing_transform.sp_resample
+        self.spacing_transform.sp_resample = SlabResample(
+            pages=pages,
+            mode=plain.mode,
+            padding_mode=plain.padding_mode,
+            align_corners=plain.align_corners,
+            dtype=plain.dtype,
+        )
         self.native = all(spacing < 0 for spacing in pixdim)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -20,18 +19,14 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # torch docu
 
 from bundle.dicom.geometry import slices_last
 from bundle.dicom.index import read_volume
-from bundle.dicom.series import KEY_DIGITS, Series
+from bundle.dicom.series import Series
 from bundle.dicom.slice_grid import check_gaps_option
+from bundle.dicom.stored_nifti import read_nifti
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError
-from bundle.files import file_digest
 from bundle.pages import Pages, plain_pages
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
-# Every CT of a patient shows air; what holds none below this is rescaled, windowed or no CT.
-AIR_BELOW_HU = -500.0
-HIGHEST_HU = 100_000.0
-LOWEST_HU = -40_000.0
 
 
 def _series_keys(batch: list[Volume], *, collate_fn_map: Any = None) -> list[str]:
@@ -62,7 +57,7 @@ class SeriesReader(ImageReader):
         return True
 
     def read(self, data: Series | Sequence[os.PathLike | str] | os.PathLike | str, **kwargs: Any) -> Any:
-        """Read a Volume (DICOM) or a checked nibabel image; a Series of the index is loaded as it is.
+        """Read a Volume (DICOM) or a StoredNifti; a Series of the index is loaded as it is.
 
         Raises:
             BundleError: when the input is no single CT volume in HU.
@@ -72,7 +67,7 @@ class SeriesReader(ImageReader):
             return data.load(self.pages)
         paths = [str(data)] if isinstance(data, str | os.PathLike) else [str(path) for path in data]
         if len(paths) == 1 and paths[0].lower().endswith(_NIFTI_SUFFIXES):
-            return read_nifti(Path(paths[0]))
+            return read_nifti(Path(paths[0]), self.pages)
         return read_volume(paths, gaps=self.gaps, pages=self.pages)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -84,10 +79,10 @@ class SeriesReader(ImageReader):
         if isinstance(img, Volume):
             array = img.hu(out=np.empty(img.shape, np.float32))
             return array, {**meta_of(img.affine_ras, array.shape, img.key), "volume": img}
-        axes = slices_last(img.image.affine)
-        stored = np.asarray(img.image.dataobj).reshape(img.image.shape[:3])
-        array = np.array(stored.transpose(axes), dtype=np.float32, order="C")
-        return array, meta_of(np.asarray(img.image.affine)[:, [*axes, 3]], array.shape, img.key)
+        axes = slices_last(img.affine_ras)
+        array = np.empty([img.shape[axis] for axis in axes], np.float32)
+        img.hu(out=array.transpose(np.argsort(axes)))
+        return array, meta_of(img.affine_ras[:, [*axes, 3]], array.shape, img.key)
 
 
 class LoadSeriesd(LoadImaged):
@@ -126,52 +121,6 @@ class LoadSeriesd(LoadImaged):
             image = MetaTensor(torch.from_numpy(array), meta=meta)
             result[key] = EnsureChannelFirst()(image)
         return result
-
-
-class CheckedNifti:
-    """A NIfTI image that passed `read_nifti`'s checks, and its series key."""
-
-    def __init__(self, image: Any, key: str) -> None:
-        self.image = image
-        self.key = key
-
-
-def read_nifti(path: Path) -> CheckedNifti:
-    """Open a NIfTI file and check that it is a CT volume in HU.
-
-    Raises:
-        BundleError: when it cannot be read, is not 3D, has no orientation, or its values are not HU.
-    """
-    try:
-        image = nibabel.load(path)
-        values = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-        codes = int(image.header["sform_code"]), int(image.header["qform_code"])  # type: ignore[index]
-    except Exception as error:  # nibabel raises nearly anything on damaged bytes
-        raise BundleError(f"'{path.name}' cannot be read as NIfTI", hint="convert the series again") from error
-    affine: np.ndarray = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    if values.ndim == 4 and values.shape[3] == 1:
-        values = values[..., 0]
-    if values.ndim != 3 or min(values.shape) < 2:
-        raise BundleError(
-            f"'{path.name}' is no 3D volume: its shape is {values.shape}", hint="give one volume per file"
-        )
-    if codes == (0, 0):
-        raise BundleError(f"'{path.name}' has no orientation: sform and qform codes are 0", hint="convert it again")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise BundleError(f"'{path.name}' has an impossible affine", hint="convert it again")
-    _check_hu(values, path.name)
-    return CheckedNifti(image, file_digest(path)[:KEY_DIGITS])
-
-
-def _check_hu(values: np.ndarray, name: str) -> None:
-    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-        raise BundleError(f"'{name}' holds values that are no finite numbers", hint="HU are needed")
-    low, high = float(values.min()), float(values.max())
-    if low > AIR_BELOW_HU or high <= AIR_BELOW_HU or low < LOWEST_HU or high > HIGHEST_HU:
-        raise BundleError(
-            f"'{name}' holds values from {low:.4g} to {high:.4g}: these are not HU (air would be about -1000)",
-            hint="give the CT in HU, not windowed, normalised or shifted",
-        )
 
 
 def meta_of(affine_ras: np.ndarray, shape: tuple[int, ...], key: str) -> dict[str, Any]:

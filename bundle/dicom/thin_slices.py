@@ -18,7 +18,7 @@ from bundle.dicom.resample import resample
 from bundle.dicom.slice_grid import MAX_GAP_MM, MAX_GROWTH, SliceGrid
 from bundle.dicom.volume import SliceOrigins, Volume
 from bundle.errors import BundleError
-from bundle.pages import Pages, plain_pages
+from bundle.pages import Pages, let_go, plain_pages
 
 MAX_SLICES = 4000  # a whole body at 0.5 mm; each slice of 512 x 512 takes 2 MB on disk while it is worked on
 
@@ -65,8 +65,13 @@ class ThinSlices:
             header.SliceThickness = decimal_string(claimed)
         return thin
 
-    def array(self, array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def array(self, array: np.ndarray, affine: np.ndarray, pages: Pages = plain_pages) -> tuple[np.ndarray, np.ndarray]:
         """HU (H, W, D), float32, and affine (4, 4) on the thin grid.
+
+        Args:
+            array: HU (H, W, D).
+            affine: (i, j, k, 1) -> mm.
+            pages: makes the array for the thin slices, in memory or on disk.
 
         Raises:
             BundleError: when the volume has no such grid.
@@ -74,10 +79,12 @@ class ThinSlices:
         origins = self.origins(array.shape[2], grid_spacing_mm(affine)[2])
         if origins is None:
             return array, affine
-        thin = np.empty((*array.shape[:2], len(origins)), np.float32)
+        thin = pages((len(origins), *array.shape[1::-1]), np.float32).transpose(2, 1, 0)
         for k in range(len(origins)):
             below, above, weight = array[:, :, origins.below[k]], array[:, :, origins.above[k]], origins.weight[k]
             thin[:, :, k] = below if weight == 0 else (1 - weight) * below + weight * above
+            for part in (below, above, thin[:, :, k]):
+                let_go(part)
         return thin, self._affine(affine)
 
     def count(self, depth: int, spacing_mm: float, *, resampled: bool = False) -> int:

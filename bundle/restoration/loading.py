@@ -9,12 +9,12 @@ from typing import Any
 import nibabel
 import numpy as np
 from monai.config import KeysCollection
-from monai.utils.enums import MetaKeys
 from numpy.typing import DTypeLike
 
 from bundle.data.transforms import axis_codes
 from bundle.dicom.geometry import slices_last
 from bundle.dicom.reader import LoadSeriesd, SeriesReader, meta_of
+from bundle.dicom.stored_nifti import StoredNifti
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
 from bundle.pages import Scratch
@@ -51,25 +51,24 @@ class CompactReader(SeriesReader):
             array = self._compact(img, order)
             affine = affine @ nibabel.orientations.inv_ornt_aff(order, img.shape)  # type: ignore[no-untyped-call]
             return array, {**meta_of(affine, array.shape, img.key), "volume": img}
-        array, meta = super().get_data(img)
-        axes, affine = slices_last(img.image.affine), np.asarray(meta[MetaKeys.AFFINE])
-        order = reading_order(affine)
-        affine = affine @ nibabel.orientations.inv_ornt_aff(order, array.shape)  # type: ignore[no-untyped-call]
-        array = np.ascontiguousarray(turned(array, order))
+        axes = slices_last(img.affine_ras)
+        order = reading_order(img.affine_ras[:, [*axes, 3]])[np.argsort(axes)]  # of the file's own axes
+        affine = img.affine_ras @ nibabel.orientations.inv_ornt_aff(order, img.shape)  # type: ignore[no-untyped-call]
+        array = self._compact(img, order)
         if self.thin is not None:
-            array, affine = self.thin.array(array, affine)
-        of_file = nibabel.orientations.ornt_transform(_UNTURNED, order[np.argsort(axes)])  # type: ignore[no-untyped-call]
-        source = NiftiSource(array.copy(), affine, order_of_file=of_file)
+            array, affine = self.thin.array(array, affine, self.scratch)
+        of_file = nibabel.orientations.ornt_transform(_UNTURNED, order)  # type: ignore[no-untyped-call]
+        source = NiftiSource(array, affine, order_of_file=of_file)
         return array, {**meta_of(affine, array.shape, img.key), "volume": source}
 
-    def _compact(self, volume: Volume, order: np.ndarray) -> np.ndarray:
+    def _compact(self, volume: Volume | StoredNifti, order: np.ndarray) -> np.ndarray:
         """HU (H, W, D) with axes and directions as `order` says, slices contiguous."""
         try:
             return self._hu(volume, order, np.int16)
         except ValueError:  # fractions of HU, or values beyond 16 bits
             return self._hu(volume, order, np.float32)
 
-    def _hu(self, volume: Volume, order: np.ndarray, kind: DTypeLike) -> np.ndarray:
+    def _hu(self, volume: Volume | StoredNifti, order: np.ndarray, kind: DTypeLike) -> np.ndarray:
         height, width, depth = (volume.shape[int(axis)] for axis in np.argsort(order[:, 0]))
         array = self.scratch((depth, width, height), kind).transpose(2, 1, 0)
         back = nibabel.orientations.ornt_transform(_UNTURNED, order)  # type: ignore[no-untyped-call]

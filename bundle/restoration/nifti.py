@@ -9,6 +9,7 @@ import numpy as np
 
 from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.volume import Volume
+from bundle.pages import Pages, let_go, plain_pages
 from bundle.restoration.restored import SourceSlices
 
 _DATA_OFFSET = 352  # a NIfTI-1 header and its empty extension flag
@@ -30,7 +31,7 @@ class NiftiSource:
     """A NIfTI volume in HU as restorations want it (`SourceSlices`).
 
     Args:
-        array: HU (H, W, D), float32.
+        array: HU (H, W, D), int16 or float32.
         affine_ras: (i, j, k, 1) -> RAS mm.
         order_of_file: where these axes go in the file and which way, as nibabel writes it (3, 2); None: as they are.
     """
@@ -59,7 +60,8 @@ class NiftiSource:
 
     def slice_hu(self, k: int) -> np.ndarray:
         """HU (H, W) of slice k, float32."""
-        hu: np.ndarray = self._array[:, :, k]
+        hu = np.array(self._array[:, :, k], np.float32)
+        let_go(self._array[:, :, k])
         return hu
 
     def as_in_file(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,21 +78,19 @@ class NiftiSource:
         return np.zeros(self._array.shape[:2], bool)
 
 
-def write_nifti(path: Path, slices: Slices, source: SourceSlices) -> None:
+def write_nifti(path: Path, slices: Slices, source: SourceSlices, pages: Pages = plain_pages) -> None:
     """Write a float32 volume (H, W, D) on the source's grid, in its file's order of voxels.
-
-    Of a DICOM source one slice is in memory at a time; a NIfTI source is there whole in any case.
 
     Args:
         path: ends in .nii.gz; its folder is created.
-        slices: the values.
+        slices: the values; one slice is in memory at a time.
         source: a Volume or NiftiSource; gives the affine.
+        pages: where a volume that goes back into a NIfTI file's order is put together.
     """
     assert isinstance(source, Volume | NiftiSource)
     affine = source.affine_ras
     if isinstance(source, NiftiSource):
-        whole = np.stack([slices[:, :, k] for k in range(slices.shape[2])], axis=2)
-        slices, affine = source.as_in_file(whole)
+        slices, affine = source.as_in_file(_whole(slices, pages))
     header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_shape(slices.shape)
     header.set_data_dtype(np.dtype("<f4"))
@@ -105,4 +105,16 @@ def write_nifti(path: Path, slices: Slices, source: SourceSlices) -> None:
         stream.write(header.binaryblock)
         stream.write(b"\0" * (_DATA_OFFSET - len(header.binaryblock)))
         for k in range(slices.shape[2]):
-            stream.write(np.asarray(slices[:, :, k], "<f4").tobytes(order="F"))
+            values = slices[:, :, k]
+            stream.write(np.asarray(values, "<f4").tobytes(order="F"))
+            let_go(values)
+
+
+def _whole(slices: Slices, pages: Pages) -> np.ndarray:
+    """All slices, float32 (H, W, D), those of one k together."""
+    height, width, depth = slices.shape
+    whole = pages((depth, width, height), np.float32).transpose(2, 1, 0)
+    for k in range(depth):
+        whole[:, :, k] = slices[:, :, k]
+        let_go(whole[:, :, k])
+    return whole

@@ -113,8 +113,8 @@ class Passage:
     def slab(self, start: int, stop: int) -> torch.Tensor:
         """HU (H, W, d), float32."""
         part = self.volume[..., start:stop]
-        slab = part.to(torch.float32)
-        if part.device.type == "cpu" and slab is not part and part.dtype != torch.bfloat16:  # which numpy has not
+        slab = part.to(torch.float32, copy=True)
+        if part.device.type == "cpu" and part.dtype != torch.bfloat16:  # which numpy has not
             let_go(part.detach().numpy())
         return slab
 

@@ -133,9 +133,9 @@ class SaveRestored(Transform):
     ) -> dict[str, str]:
         """Write what was asked for below `folder`; returns the map of UIDs."""
         if not isinstance(source, Volume):
-            write_nifti(folder / "volume.nii.gz", restored, source)
+            write_nifti(folder / "volume.nii.gz", restored, source, self.scratch)
             if uncertainty is not None:
-                write_nifti(folder / "uncertainty" / "deviation.nii.gz", uncertainty, source)
+                write_nifti(folder / "uncertainty" / "deviation.nii.gz", uncertainty, source, self.scratch)
             return {}
         derivation = Derivation(
             description=f"{self.description}; {domain.said}" if domain else self.description,

@@ -69,10 +69,10 @@ def gigabytes(options, **changes):
 
 
 def estimated(size, **changes):
-    """GB of a series on disk of that size."""
+    """GB of a series of that size."""
     options = {"device": "cpu", "output_dir": "elsewhere", **changes}
     network, inferer = plan_module._built(inference_parser(**options))
-    return plan_module._memory_gb(plan_module._Grid(size, size, on_disk=True), network, inferer, "small")
+    return plan_module._memory_gb(plan_module._Grid(size, size), network, inferer, "small")
 
 
 # Peaks of resident memory in MiB as scripts/bench_memory.py prints them (--num_threads 2, LIDC_0314, version 0.2.0, an
@@ -102,7 +102,7 @@ def test_memory_is_near_what_was_measured():
     assert all(1 <= ratio <= 1.35 for ratio in found.values()), found
 
 
-def test_memory_knows_tiles_number_format_and_what_is_no_file(options, tmp_path, monkeypatch):
+def test_memory_knows_tiles_and_number_format_and_not_the_kind_of_file(options, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "seconds_per_voxel", lambda *_: 0.0)
     write_phantom_series(tmp_path / "in", slices=24, size=256)
     large = {**options, "dataset_dir": str(tmp_path / "in"), "tile_size": [512, 512, 24]}
@@ -116,8 +116,7 @@ def test_memory_knows_tiles_number_format_and_what_is_no_file(options, tmp_path,
     deep[0] = -1000
     (tmp_path / "nifti").mkdir()
     nibabel.save(nibabel.Nifti1Image(deep, np.diag([0.8, 0.8, 2.5, 1])), tmp_path / "nifti" / "a.nii")
-    in_memory = gigabytes({**large, "dataset_dir": str(tmp_path / "nifti")})
-    assert in_memory >= gigabytes(flowing) + 256 * 256 * 400 * 10 / 1e9
+    assert gigabytes({**large, "dataset_dir": str(tmp_path / "nifti")}) < gigabytes(flowing) + 0.5
 
 
 def test_a_niftis_slices_are_counted_along_their_axis(options, tmp_path):
