@@ -3,7 +3,7 @@
     python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--size 512] [--steps 1]
 
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
-slices is chosen by. Then a table, for tiles in plane as well where `--size` is twice theirs: voxels computed for each
+slices is chosen by. Then a table, for tiles in plane as well that `--size` is larger than: voxels computed for each
 one restored; the mean absolute difference from the whole where tiles fade into each other, in plane or along slices
 (or passes of flowing slices meet), and elsewhere in the body; the largest mean shift
 of any tile; and the step across the borders of tiles relative to the step between neighbours elsewhere, over the same
@@ -30,8 +30,8 @@ from bundle.restoration.tiles import Span, plain
 
 FLOWING = [4, 16]  # slices at once; the first is the default
 # Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
-TILES = [((512, 512, 24), 8), ((512, 512, 28), 10), ((512, 512, 32), 12), ((512, 512, 16), 8), ((512, 512, 8), 4)]
-IN_PLANE = [((256, 256, 24), 8), ((128, 128, 24), 8)]  # where rows and columns are at least twice as many
+TILES = [((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
+IN_PLANE = [((512, 512, 32), 16), ((256, 256, 32), 16), ((128, 128, 32), 16)]  # where that is a cut through the plane
 DISTANCES = 10
 MULTIPLE = 16  # of the presets' networks
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--weights_file", type=Path, default=Path(bundle_root()) / "models" / "model.pt")
     parser.add_argument("--slices", type=int, default=36)
-    parser.add_argument("--size", type=int, default=512, help="rows and columns in the middle that are used")
+    parser.add_argument("--size", type=int, default=512, help="rows and columns; mirrored where the series has fewer")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--overlap", type=float, default=0.25)
@@ -55,9 +55,10 @@ def main() -> None:
     load_weights(network, options.weights_file)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     volume = read_volume(find_cases(options.dataset_dir).cases[0].files)
-    middle = [slice(max(n - options.size, 0) // 2, (n + options.size) // 2) for n in volume.shape[:2]]
-    box = (*middle, slice(options.slices))
-    hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, : options.slices])[box]
+    values = volume.array[..., : options.slices]
+    values = np.pad(values, [*((0, max(options.size - n, 0)) for n in volume.shape[:2]), (0, 0)], mode="symmetric")
+    middle = [slice(max(n - options.size, 0) // 2, (n + options.size) // 2) for n in values.shape[:2]]
+    hu, body = torch.from_numpy(values[tuple(middle)].copy()), touchable(values)[tuple(middle)]
     how = f"steps {options.steps}, samples {options.num_samples}, mixed_precision {options.mixed_precision}"
     print(f"{tuple(hu.shape)} voxels, {how}")
     size = tuple(hu.shape)
@@ -74,7 +75,7 @@ def main() -> None:
     ]
     ways += [
         ("x".join(map(str, tile)), str(overlap), make_inferer(options, tile_size=tile, slice_overlap=overlap))
-        for tile, overlap in [*TILES, *(one for one in IN_PLANE if 2 * max(one[0][:2]) <= min(size[:2]))]
+        for tile, overlap in [*TILES, *(one for one in IN_PLANE if max(one[0][:2]) < min(size[:2]))]
     ]
     for name, overlap, inferer in ways:
         row = figures(*restored(network, hu, volume.spacing_mm, inferer), whole, hu, body)

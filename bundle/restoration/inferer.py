@@ -55,8 +55,8 @@ class RestorationInferer(Inferer):
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
         slice_overlap: least number of slices that neighbours repeat; at most half a tile.
-        slices_at_once: of a volume that is deeper than a tile, so many flow through the network at a time, none twice
-            (networks.slice_stream); tiles then cut rows and columns only. With 0, and for networks that cannot
+        slices_at_once: of a volume that is deeper than half a tile, so many flow through the network at a time, none
+            twice (networks.slice_stream); tiles then cut rows and columns only. With 0, and for networks that cannot
             (`slices_flow`), slices are cut into tiles as well.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
@@ -72,9 +72,9 @@ class RestorationInferer(Inferer):
     def __init__(
         self,
         *,
-        tile_size: Sequence[int] = (512, 512, 24),
+        tile_size: Sequence[int] = (512, 512, 32),
         overlap: float = 0.25,
-        slice_overlap: int = 8,
+        slice_overlap: int = 16,
         slices_at_once: int = 4,
         steps: int = 1,
         num_samples: int = 1,
@@ -177,8 +177,8 @@ class RestorationInferer(Inferer):
             )
 
     def flows(self, network: Restorer, size: Sequence[int]) -> bool:
-        """Whether a volume of H, W, D will flow through this network: deeper than a tile."""
-        return size[2] > self.tile_size[2] and self.slices_at_once > 0 and network.slices_flow
+        """Whether a volume of H, W, D will flow through this network: all that is deeper than half a tile."""
+        return size[2] > self.tile_size[2] // 2 and self.slices_at_once > 0 and network.slices_flow
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""

@@ -1,7 +1,7 @@
 """How a volume is cut into tiles and put together again, a slab of slices after the other, without seams.
 
 Neighbours overlap. The outer part of an overlap, where a network sees too little around it, is left to the other tile;
-in the middle quarter one fades into the other. Weights are products of one-dimensional ones that add up to 1: nothing
+in the middle eighth one fades into the other. Weights are products of one-dimensional ones that add up to 1: nothing
 has to be normalised at the end, and slices can leave as soon as no tile can change them any more.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 # Share of an overlap at a tile's border that the neighbour provides alone. What a tile is wrong by falls by about
 # half with each slice from its border (docs/inference.md): the best of both is nearly a cut in the middle.
-_LEFT_TO_THE_OTHER = 0.375
+_LEFT_TO_THE_OTHER = 0.4375
 
 
 @dataclass(frozen=True)
