@@ -53,7 +53,7 @@ format: setup ## format the code and regenerate the JSON twins
 evaluate: setup ## the model card's table; options in ARGS="--dataset_dir DIR --output_dir DIR"
 	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml --gaps resample --max_slices 4 \
 		--sampled_steps "[4,16]" --averaged_samples 4 --averaged_flips 4 \
-		--trained_baselines#unet3d models/baselines/unet3d.pt \
+		--trained_baselines#unet3d models/baselines/unet3d.pt --trained_baselines#redcnn models/baselines/redcnn.pt \
 		--parameters_file docs/results/parameters/quarter_dose.json --best_of_series true $(ARGS)
 
 bench-dicom: setup ## compare the DICOM reader with others on real series; options in ARGS="--data_dir DIR --rounds N"

@@ -3,7 +3,7 @@
 #
 #     sh scripts/reproduce_weights.sh CT RUNS
 #
-# About five hours of one CPU core, after the denoiser of version 0.1.0, which it takes out of this repository's history
+# About three hours of one CPU core with bfloat16, after the denoiser of version 0.1.0, which it takes out of this repository's history
 # (six hours; its recipe is models/README.md of commit e7de06d). Stopped, it goes on where it was.
 set -eu
 scans=$1
