@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle.data.pixel_size import PixelSize, PixelSizeSampling
+from bundle.data.pixel_size import PixelSize, PixelSizeSampling, require_choice
 from bundle.degrade.blur import InPlaneBlur
 
 _SAME_KERNEL = InPlaneBlur(mtf50_per_mm=math.inf)
@@ -50,10 +50,7 @@ class ReconstructionSampling:
     pixels: PixelSizeSampling = field(default_factory=PixelSizeSampling)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smooth_probability <= 1:
-            raise ValueError(f"smooth_probability must be between 0 and 1, not {self.smooth_probability}")
-        if not self.mtf50_per_mm or min(self.mtf50_per_mm) <= 0:
-            raise ValueError(f"mtf50_per_mm must be above 0, and there must be one, not {self.mtf50_per_mm}")
+        require_choice(smooth_probability=self.smooth_probability, mtf50_per_mm=self.mtf50_per_mm)
 
     def draw(self, rng: np.random.Generator, *, pixels: int, wanted: int) -> Reconstruction:
         """Draw a reconstruction.
