@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bundle.data.averaging import SlabSampling, average
+from bundle.data.conditions import Told, ToldSampling
 from bundle.data.contrast import Contrast, ContrastSampling
 from bundle.data.joining import FixedParts, PartSource, StreamedParts
 from bundle.data.levels import NoiseLevels
@@ -46,6 +47,7 @@ class PatchDataset(Dataset):
         slabs: how often neighbouring slices are averaged; None never. Not where slices are made thicker, nor of pairs.
         contrast: how often contrast and noise are scaled down together; None never.
         reconstruction: how often kernel and pixels are those of another reconstruction; None never. Not of pairs.
+        told: how far the spacing and the noise level that an item names may be off; None not at all.
         augment: flips and transposes.
     """
 
@@ -61,6 +63,7 @@ class PatchDataset(Dataset):
         slabs: SlabSampling | None = None,
         contrast: ContrastSampling | None = None,
         reconstruction: ReconstructionSampling | None = None,
+        told: ToldSampling | None = None,
         augment: bool = True,
     ) -> None:
         self.degradation = degradation or DegradationSampling()
@@ -71,6 +74,7 @@ class PatchDataset(Dataset):
         self.slabs = SlabSampling() if slabs is None or THICK_SLICES in self.degradation.kinds else slabs
         self.contrast = contrast or ContrastSampling()
         self.reconstruction = reconstruction or ReconstructionSampling()
+        self.told = told or ToldSampling()
         self.augment = augment
         self.source: PartSource
         if isinstance(data, StreamedParts):
@@ -100,8 +104,8 @@ class PatchDataset(Dataset):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image))[None],
             "label": torch.from_numpy(np.ascontiguousarray(label))[None],
-            "spacing_mm": torch.tensor(patch.spacing_mm, dtype=torch.float32),
-            "noise_level": torch.from_numpy(np.float32(patch.contrast.scale) * levels),
+            "spacing_mm": torch.tensor(patch.told.spacing_mm(patch.spacing_mm), dtype=torch.float32),
+            "noise_level": torch.from_numpy(np.float32(patch.contrast.scale * patch.told.noise) * levels),
         }
 
     @property
@@ -124,6 +128,7 @@ class PatchDataset(Dataset):
             "kernel_mtf50_per_mm": patch.reconstruction.kernel.mtf50_per_mm,
             "contrast": patch.contrast.scale,
             "offset_hu": patch.contrast.offset_hu,
+            "told_of_true": [patch.told.in_plane, patch.told.between, patch.told.noise],
         }
 
     def series_key(self, position: int | tuple[int, int]) -> str:
@@ -170,7 +175,8 @@ class PatchDataset(Dataset):
         region = self._region(part, slices, other.pixels, rng)
         steps = self.degradation.draw(rng, realisations=part.case.realisations)
         steps = () if part.case.paired else steps
-        return _Patch(part, region, slices, other, steps, _Turn.draw(rng), self.contrast.draw(rng))
+        turn, contrast, told = _Turn.draw(rng), self.contrast.draw(rng), self.told.draw(rng)
+        return _Patch(part, region, slices, other, steps, turn, contrast, told)
 
     def _levels(self, patch: "_Patch") -> np.ndarray:
         """Noise level of a patch's poor side, float32, one value per slice."""
@@ -300,6 +306,7 @@ class _Patch:
     steps: Steps
     turn: _Turn
     contrast: Contrast
+    told: Told
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
