@@ -27,10 +27,13 @@ kept = {name: tensor for name, tensor in former.items() if not name.startswith((
 torch.save({n: t.float() if t.is_floating_point() else t for n, t in kept.items()}, f"{sys.argv[1]}/start.pt")
 PYTHON
 train --output_dir "$runs/first" --weights_file "$runs/start.pt" --refiner_steps 3000 --joint_steps 6500 \
-    --pixel_size_probability 0 --smooth_kernel_probability 0
+    --pixel_size_probability 0 --smooth_kernel_probability 0 --told_spacing_factor 1 --told_noise_factor 1
 python scripts/pack_weights.py "$runs/first/model.pt" "$runs/first.pt"
 train --output_dir "$runs/second" --weights_file "$runs/first.pt" --refiner_steps 0 --joint_steps 7000 \
+    --learning_rate 2.0e-4 --told_spacing_factor 1 --told_noise_factor 1
+python scripts/pack_weights.py "$runs/second/model.pt" "$runs/second.pt"
+train --output_dir "$runs/third" --weights_file "$runs/second.pt" --refiner_steps 0 --joint_steps 9000 \
     --learning_rate 2.0e-4
-python scripts/pack_weights.py "$runs/second/model.pt" models/model.pt
+python scripts/pack_weights.py "$runs/third/model.pt" models/model.pt
 python scripts/describe_weights.py --dataset_dir "$scans" --gaps resample --outside_domain ge_head_tilt \
     --validation_folders rider_pilot_0117 crlm_1004 covidctmd_cap002 ge_head_tilt

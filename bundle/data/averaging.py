@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.data.choices import require_choice
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlabSampling:
@@ -24,8 +26,7 @@ class SlabSampling:
     most_mm: float = 6.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+        require_choice(probability=self.probability)
         if self.most < 1:
             raise ValueError(f"most must be at least 1, not {self.most}")
 

@@ -34,7 +34,7 @@ class ToldSampling:
     noise level is an estimate, too high or low where a kernel's noise lies in another band of frequencies.
 
     Args:
-        spacing: largest factor, either way, in plane and between slices each for itself; log-uniform. 1 tells what is so.
+        spacing: largest factor, either way, in plane and between slices each for itself; log-uniform. 1: what is so.
         noise: the same for the noise level.
     """
 

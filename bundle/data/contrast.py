@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.data.choices import require_choice
+
 PIVOT_HU = 40.0  # soft tissue stays where it is
 
 
@@ -39,8 +41,7 @@ class ContrastSampling:
     offset_hu: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
+        require_choice(probability=self.probability)
         if not 0 < self.lowest <= 1:
             raise ValueError(f"lowest must be above 0 and at most 1, not {self.lowest}")
 

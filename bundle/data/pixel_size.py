@@ -1,10 +1,11 @@
 """Patches with larger or smaller pixels: scanners reconstruct the same anatomy on other fields of view."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import zoom
+
+from bundle.data.choices import require_choice
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,3 @@ class PixelSizeSampling:
         chosen, position = rng.random(2)
         drawn = PixelSize(self.factors[int(position * len(self.factors))])
         return drawn if chosen < self.probability and drawn.source(wanted) <= pixels else PixelSize()
-
-
-def require_choice(**settings: float | Sequence[float]) -> None:
-    """Refuse what nothing could be drawn with; a number is a probability, a sequence what one of is drawn.
-
-    Raises:
-        ValueError: when a probability is not between 0 and 1, or a sequence is empty or holds what is not above 0.
-    """
-    for name, value in settings.items():
-        if not isinstance(value, Sequence):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {value}")
-        elif not value or min(value) <= 0:
-            raise ValueError(f"{name} must be above 0, and there must be one, not {value}")

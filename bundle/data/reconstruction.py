@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle.data.pixel_size import PixelSize, PixelSizeSampling, require_choice
+from bundle.data.choices import require_choice
+from bundle.data.pixel_size import PixelSize, PixelSizeSampling
 from bundle.degrade.blur import InPlaneBlur
 
 _SAME_KERNEL = InPlaneBlur(mtf50_per_mm=math.inf)

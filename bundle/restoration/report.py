@@ -112,5 +112,5 @@ def _measured(source: SourceSlices, restored: RestoredSlices) -> dict[str, Any]:
 def _chart(title: str, x_label: str, y_label: str, x: np.ndarray, both: Sequence[np.ndarray]) -> dict[str, Any]:
     top = float(max(values.max() for values in both)) or 1.0
     lines = [polyline(x, values, width=420, height=180, top=top) for values in both]
-    ends = [f"{x[0]:.4g}", f"{x[-1]:.4g}"]  # thousands of HU without an exponent
-    return {"title": title, "x": x_label, "y": y_label, "top": f"{top:.3g}", "ends": ends, "lines": lines}
+    height, *ends = (np.format_float_positional(v, 4, fractional=False, trim="-") for v in (top, x[0], x[-1]))
+    return {"title": title, "x": x_label, "y": y_label, "top": height, "ends": ends, "lines": lines}

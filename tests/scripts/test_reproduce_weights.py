@@ -42,14 +42,17 @@ def asked(tmp_path_factory):
     return [json.loads(line) for line in log.read_text().splitlines()], folder / "runs"
 
 
-def test_it_trains_twice_and_packs_and_describes(asked):
+def test_each_training_goes_on_from_the_one_before_and_the_last_is_packed_and_described(asked):
     commands, runs = asked
     kinds = [command[0] if command[0] != "-m" else command[3] for command in commands]
     packs, describes = "scripts/pack_weights.py", "scripts/describe_weights.py"
-    assert kinds == ["training", packs, "training", packs, describes]
-    first, second = (dict(zip(c[4::2], c[5::2], strict=True)) for c in commands if c[0] == "-m")
-    assert first["--weights_file"] == f"{runs}/start.pt" and second["--weights_file"] == commands[1][2]
-    assert commands[3][1:] == [f"{runs}/second/model.pt", "models/model.pt"]
+    assert kinds == ["training", packs] * 3 + [describes]
+    trainings = [dict(zip(c[4::2], c[5::2], strict=True)) for c in commands if c[0] == "-m"]
+    packed = [command[1:] for command in commands if command[0] == packs]
+    starts = [f"{runs}/start.pt", *(target for _, target in packed)]
+    assert [training["--weights_file"] for training in trainings] == starts[:-1] and starts[-1] == "models/model.pt"
+    for training, (source, _) in zip(trainings, packed, strict=True):
+        assert source == f"{training['--output_dir']}/model.pt"
 
 
 def test_every_option_is_a_key_of_the_configs(asked):
