@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle.diffusion.process import DiffusionProcess, Noise, State
+from bundle.diffusion.process import DiffusionProcess, Noise, Predict, State
 from bundle.networks.autoencoder import Autoencoder
 from bundle.networks.denoiser import Denoiser
 from bundle.networks.noise_estimate import noise_level as estimate_noise_level
@@ -129,6 +129,9 @@ class Restorer(nn.Module):
     ) -> torch.Tensor:
         """Draw a restoration in `steps` evaluations of the denoiser; shapes as in `forward`.
 
+        The refiner corrects what it was trained on, the mean, and a draw gets the mean's correction: of the draw
+        itself it would take the drawn noise for noise, and remove it.
+
         Args:
             x: network units (B, C, H, W, D).
             steps: number of steps of the process' sampler.
@@ -180,14 +183,19 @@ class Restorer(nn.Module):
             return noise(step).to(x.device)
 
         conditions, size = self._conditioned(x, spacing_mm, noise_level)
+        mean = None
         if self.use_denoiser:
-            predict = functools.partial(self.predict, conditions)
+            predict = _keeping_the_first(functools.partial(self.predict, conditions))
             state = self.process.run(
                 predict, state, conditions.latent, conditions.spread, part=part, steps=steps, noise=on_device
             )
+            if part.stop == steps > 1 and self.use_refiner:
+                mean = self.process.restore(predict, conditions.latent, conditions.spread)
         else:
             state = (conditions.latent,)
-        return state if part.stop < steps else (self._finished(conditions, state[0], size),)
+        if part.stop < steps:
+            return state
+        return (self._finished(conditions, state[0], size, mean=mean),)
 
     def latent_shape(self, x: torch.Tensor) -> tuple[int, int, int, int, int]:
         """Shape (B, L, h, w, D) of the latents that x (B, C, H, W, D) is restored in, rows and columns padded."""
@@ -230,7 +238,11 @@ class Restorer(nn.Module):
 
     def refined(self, conditions: Conditions, unrefined: torch.Tensor) -> torch.Tensor:
         """Return the restoration with the refiner's correction added."""
-        return unrefined + self.refiner(conditions.base, unrefined, conditions.noise)
+        return unrefined + self.correction(conditions, unrefined)
+
+    def correction(self, conditions: Conditions, unrefined: torch.Tensor) -> torch.Tensor:
+        """Return what the refiner adds to an unrefined restoration."""
+        return cast(torch.Tensor, self.refiner(conditions.base, unrefined, conditions.noise))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the names that learning-rate multipliers use."""
@@ -272,10 +284,14 @@ class Restorer(nn.Module):
             noise_level = estimate_noise_level(self.units.to_hu(x))
         return self.conditions(padded, spacing_mm, noise_level), size
 
-    def _finished(self, conditions: Conditions, latent: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _finished(
+        self, conditions: Conditions, latent: torch.Tensor, size: tuple[int, int], *, mean: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The image of a latent, with the refiner's correction of `mean`, which is the latent itself where None."""
         restored = self.unrefined(conditions, latent)
         if self.use_refiner:
-            restored = self.refined(conditions, restored)
+            corrected = restored if mean is None else self.unrefined(conditions, mean)
+            restored = restored + self.correction(conditions, corrected)
         return restored[:, :, : size[0], : size[1]]
 
     def _pad(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -301,6 +317,21 @@ class OneStepTrace(nn.Module):
         """Return the restoration of x."""
         restored: torch.Tensor = self.traced(x)
         return restored
+
+
+def _keeping_the_first(predict: Predict) -> Predict:
+    """Evaluate only once what a bridge's draw begins with and its mean follows from."""
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def predicted(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if kept and kept[0][0] is z_t:
+            return kept[0][1]
+        prediction = predict(z_t, t)
+        if not kept:
+            kept.append((z_t, prediction))
+        return prediction
+
+    return predicted
 
 
 def _spacing_maps(spacing_mm: torch.Tensor | None, like: torch.Tensor) -> list[torch.Tensor]:
