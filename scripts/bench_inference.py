@@ -3,7 +3,7 @@
     python scripts/bench_inference.py [--data_dir SERIES] [--exported_dir FOLDER] [--rounds 2]
 
 Seconds are of processor time (`time.process_time`), which other programs on the machine hardly change; one thread, so
-that on an idle machine they are seconds of the clock. Every method gets the same slices of HU, and runs twice before it
+that on an idle machine they are seconds of the clock. Our rows are of one tile; `slices flowing` is how they go in a study. Every method gets the same slices of HU, and runs twice before it
 is timed: the first runs after others pay for memory that was given back, which a long study does once. RED-CNN has
 random weights: its time does not depend on them. BM3D (`pip install bm3d`) is licensed for non-commercial use only.
 """
@@ -28,7 +28,7 @@ from bundle.restoration.api import inference_parser
 from bundle.restoration.inferer import RestorationInferer
 
 SIZE = 512
-DEPTH = 24  # slices of the default tile
+DEPTH = 32  # slices of the default tile
 UNTIMED = 2  # runs before one that is timed
 SPACING = torch.tensor([0.75, 0.75, 2.0])
 
@@ -122,15 +122,18 @@ def methods(
     exported_dir: Path | None,
 ) -> tuple[dict[str, tuple[Callable[[np.ndarray], None], int]], Restorer, RestorationInferer]:
     """Name to (function, slices per measurement), our network, and its inferer."""
-    parser = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24])
+    settings = {"device": "cpu", "skip_air": False, "tile_size": [SIZE, SIZE, DEPTH]}
+    parser = inference_parser(**settings, slices_at_once=0)
     parser.get_parsed_content("weights_digest")
     network: Restorer = parser.get_parsed_content("network_def").eval()
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     inferer: RestorationInferer = parser.get_parsed_content("inferer")
+    flowing: RestorationInferer = inference_parser(**settings).get_parsed_content("inferer")
     precision = resolve_precision("auto", "cpu")
     name = str(precision.dtype or torch.float32).removeprefix("torch.")
     found: dict[str, tuple[Callable[[np.ndarray], None], int]] = {
         f"small, 1 step, {name}": (ours(network, inferer, 1), DEPTH),
+        f"small, 1 step, {name}, slices flowing": (ours(network, flowing, 1), DEPTH),
         f"small, 4 steps, {name}": (ours(network, inferer, 4), DEPTH),
         f"small, 50 steps, {name}": (ours(network, inferer, 50), 1),
         f"RED-CNN, {name}": (red_cnn(precision), 1),
@@ -140,7 +143,7 @@ def methods(
         import bm3d  # noqa: F401
 
         found["BM3D"] = (bm3d_slices, 1)
-    parser32 = inference_parser(device="cpu", skip_air=False, tile_size=[SIZE, SIZE, 24], mixed_precision="off")
+    parser32 = inference_parser(**settings, slices_at_once=0, mixed_precision="off")
     plain: RestorationInferer = parser32.get_parsed_content("inferer")
     if precision.dtype is not None:
         found["small, 1 step, float32"] = (ours(network, plain, 1), DEPTH)
@@ -194,7 +197,7 @@ def memory() -> list[tuple[str, float]]:
 
     _, network, inferer = methods(None)
     found = [("network loaded", peak())]
-    for size, depth in ((256, 8), (256, 24), (512, 8), (512, 16), (512, 24)):
+    for size, depth in ((256, 8), (256, 24), (512, 8), (512, 16), (512, 24), (512, DEPTH)):
         ours(network, inferer, 1)(slices(None, depth)[0][:size, :size])
         found.append((f"tile {size} x {size} x {depth}", peak()))
     return found

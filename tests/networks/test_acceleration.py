@@ -71,6 +71,18 @@ def test_a_real_compiler_changes_less_than_a_stored_unit(restorer):
     torch.testing.assert_close(found, restorations(restorer), rtol=0, atol=0.1)
 
 
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler here")
+def test_compiled_in_bfloat16_it_is_as_near_to_float32_as_uncompiled(restorer):
+    exact = restorations(restorer)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, compiled = (
+            (restorations(network).float() - exact).square().mean().sqrt()
+            for network in (restorer, accelerated(restorer, backend="inductor"))
+        )
+    assert 0 < compiled < 1.5 * plain, (compiled, plain)  # its kernels round at other places, or not at all
+
+
 def test_all_four_networks_are_compiled_and_the_original_is_not(restorer, calls):
     engine = accelerated(restorer, backend="inductor")
     assert len(calls) == 4 and all(settings == {"backend": "inductor"} for settings in calls)
