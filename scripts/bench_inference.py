@@ -3,9 +3,10 @@
     python scripts/bench_inference.py [--data_dir SERIES] [--exported_dir FOLDER] [--rounds 2]
 
 Seconds are of processor time (`time.process_time`), which other programs on the machine hardly change; one thread, so
-that on an idle machine they are seconds of the clock. Our rows are of one tile; `slices flowing` is how they go in a study. Every method gets the same slices of HU, and runs twice before it
-is timed: the first runs after others pay for memory that was given back, which a long study does once. RED-CNN has
-random weights: its time does not depend on them. BM3D (`pip install bm3d`) is licensed for non-commercial use only.
+that on an idle machine they are seconds of the clock. Our rows are of one tile; `slices flowing` is how they go in a
+study. Every method gets the same slices of HU, and runs twice before it is timed: the first runs after others pay for
+memory that was given back, which a long study does once. RED-CNN has random weights: its time does not depend on them.
+BM3D (`pip install bm3d`) is licensed for non-commercial use only.
 """
 
 import argparse
