@@ -3,8 +3,8 @@
 #
 #     sh scripts/reproduce_weights.sh CT RUNS
 #
-# About three hours of one CPU core with bfloat16, after the denoiser of version 0.1.0, which it takes out of this repository's history
-# (six hours; its recipe is models/README.md of commit e7de06d). Stopped, it goes on where it was.
+# About four hours of one CPU core with bfloat16, after the denoiser of version 0.1.0, which it takes out of this repository's history
+# (six hours; its recipe is models/README.md of commit e7de06d), so that it needs a clone with its history. Stopped, it goes on where it was.
 set -eu
 scans=$1
 runs=$2
@@ -15,6 +15,7 @@ train() {
         "--training_data#cache_dir" "$runs/cache" --val_interval 3 --denoiser_steps 0 --batch_size 4 "$@"
 }
 
+python scripts/manifest.py --dataset_dir "$scans"
 mkdir -p "$runs"
 git show e7de06d:models/model.pt > "$runs/former.pt"
 # Its refiner and autoencoder were others than this version's; what stays is the denoiser.

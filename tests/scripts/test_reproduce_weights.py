@@ -46,7 +46,7 @@ def test_each_training_goes_on_from_the_one_before_and_the_last_is_packed_and_de
     commands, runs = asked
     kinds = [command[0] if command[0] != "-m" else command[3] for command in commands]
     packs, describes = "scripts/pack_weights.py", "scripts/describe_weights.py"
-    assert kinds == ["training", packs] * 3 + [describes]
+    assert kinds == ["scripts/manifest.py", *["training", packs] * 3, describes]
     trainings = [dict(zip(c[4::2], c[5::2], strict=True)) for c in commands if c[0] == "-m"]
     packed = [command[1:] for command in commands if command[0] == packs]
     starts = [f"{runs}/start.pt", *(target for _, target in packed)]
