@@ -50,9 +50,9 @@ format: setup ## format the code and regenerate the JSON twins
 	$(BIN)/ruff check --fix .
 	$(BIN)/python scripts/make_json_twins.py
 
-evaluate: setup ## the model card's table; options in ARGS="--dataset_dir DIR --output_dir DIR"
-	$(BIN)/python -m bundle run evaluation --config_file configs/evaluate.yaml --gaps resample --max_slices 4 \
-		--sampled_steps "[4,16]" --averaged_samples 4 --averaged_flips 4 \
+evaluate: setup ## the model card's table, of the held-out series below CT; options in ARGS="--dataset_dir CT --output_dir DIR"
+	$(BIN)/python -m bundle run evaluation --config_file "['configs/evaluate.yaml','configs/held_out.yaml']" \
+		--max_slices 4 --sampled_steps "[4,16]" --averaged_samples 4 --averaged_flips 4 \
 		--trained_baselines#unet3d models/baselines/unet3d.pt --trained_baselines#redcnn models/baselines/redcnn.pt \
 		--parameters_file docs/results/parameters/quarter_dose.json --best_of_series true $(ARGS)
 

@@ -1,5 +1,7 @@
 """The configs as MONAI and its users see them: properties, loading from elsewhere, shape check, twins."""
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from monai.bundle import ConfigWorkflow
 from bundle.configuration import bundle_root
 from bundle.networks.presets import build_restorer
 from bundle.networks.restorer import Restorer
+from bundle.overrides import check_options, load_config, parse_command_line
 from bundle.training.handlers import save_weights
 
 ROOT = Path(bundle_root())
@@ -65,3 +68,17 @@ def test_the_networks_input_and_output_are_as_the_metadata_say(name):
         meta_file=str(ROOT / "configs" / "metadata.json"),
         config_file=str(ROOT / "configs" / f"{name}.json"),
     )
+
+
+def test_the_makefiles_evaluation_has_configs_options_and_files_that_exist():
+    (recipe,) = re.findall(r"^evaluate:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    words = shlex.split(recipe.replace("\\\n", " ").replace("$(ARGS)", "--dataset_dir CT --output_dir RESULTS"))
+    assert words[1:4] == ["-m", "bundle", "run"]
+    line = parse_command_line(words[4:])
+    assert line.config_files == ["configs/evaluate.yaml", "configs/held_out.yaml"]
+    config = load_config([ROOT / name for name in line.config_files])
+    assert line.positionals == ("evaluation",) and "evaluation" in config
+    check_options(line.options, config)
+    assert len(line.options) > 8 and config["validation_folders"]
+    named = [value for value in line.options.values() if isinstance(value, str) and "/" in value]
+    assert len(named) == 3 and [name for name in named if not (ROOT / name).is_file()] == []

@@ -23,12 +23,15 @@ def write_tiny_weights(path: Path, *, part: str, scale: float) -> Path:
     return path
 
 
-def run_tiny(config: str, run_id: str, *, dataset_dir: Path, output_dir: Path, weights: Path, **options) -> None:
-    """Run a workflow of configs/ in this process; options override its keys."""
+def run_tiny(
+    config: str | list[str], run_id: str, *, dataset_dir: Path, output_dir: Path, weights: Path, **options
+) -> None:
+    """Run a workflow of configs/ (one, or several in layers) in this process; options override its keys."""
+    names = [config] if isinstance(config, str) else config
     fixed = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "weights_file": str(weights)}
     small = {"preset": "tiny", "mixed_precision": "off", "device": "cpu"}
     workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs" / config),
+        config_file=[str(ROOT / "configs" / name) for name in names],
         meta_file=str(ROOT / "configs" / "metadata.json"),
         logging_file=None,
         workflow_type="infer",

@@ -1,7 +1,7 @@
 """Where cases come from: a folder of DICOM series or of NIfTI volumes in HU, a datalist, or the hub."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def find_cases(
     gaps: str = "refuse",
     pairs: str | None = None,
     validation_fold: int = 0,
+    folders: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Source:
     """List the cases below `dataset_dir`, sorted by key.
@@ -45,10 +46,12 @@ def find_cases(
         pairs: None (or 'none'): every series is a target by itself; 'thick_thin': thick and thin series of one study,
             found from geometry; or a naming rule 'POOR -> GOOD' on the folders' names.
         validation_fold: of a datalist with folds, the one that validates.
+        folders: use only cases of folders with these names, at any depth; () for all. They come before max_samples.
         progress: called with (files read, files in all).
 
     Raises:
-        BundleError: when max_samples is below 1, or the folder is not named, is missing, or holds no usable CT.
+        BundleError: when max_samples is below 1, or the folder is not named, is missing, or holds no usable CT, or one
+            of `folders` holds none.
     """
     if not dataset_dir:
         raise BundleError("dataset_dir is required", hint="name a folder of DICOM or NIfTI with --dataset_dir")
@@ -66,7 +69,17 @@ def find_cases(
     if not cases:
         reasons = "; ".join(sorted({refusal.reason for refusal in refused})) or "no CT series"
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
+    if folders:
+        cases = _of_folders(cases, folders)
     return Source(tuple(sorted(cases, key=lambda case: case.key)[:max_samples]), tuple(refused))
+
+
+def _of_folders(cases: Sequence[Case], folders: Sequence[str]) -> list[Case]:
+    if isinstance(folders, str):  # what the command line could not take for a list
+        raise BundleError(f"validation_folders '{folders}' is no list", hint="write \"['NAME','NAME']\"")
+    if absent := [name for name in folders if not any(name in case.label.split("/") for case in cases)]:
+        raise BundleError(f"no usable case in the folders {', '.join(absent)}", hint="check validation_folders")
+    return [case for case in cases if not set(folders).isdisjoint(case.label.split("/"))]
 
 
 def check_max_samples(max_samples: int | None) -> int | None:

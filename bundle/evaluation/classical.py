@@ -112,7 +112,8 @@ def classical_method(name: str, parameters: Parameters, *, chosen: str = "as con
         return chosen_filter.function(problem.degraded_hu, problem.noise_hu, parameters).astype(np.float32)
 
     values = ", ".join(f"{key} {value:g}" for key, value in parameters.items())
-    return Method(name, "baseline", f"{chosen_filter.definition}; {values} ({chosen})", restore)
+    definition = f"{chosen_filter.definition}; {values} ({chosen})"
+    return Method(name, "baseline", definition, restore, parameters=lambda _: parameters)
 
 
 def expand(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -155,7 +155,7 @@ class Target:
             "rmse_hu": rmse_hu(image, target),
             "rmse_hu_body": self._try("rmse_hu_body", lambda: rmse_hu(image, target, body)),
             "psnr_1000": psnr(clipped, clipped_target, data_range=_RANGE),
-            "ssim_1000": ssim(clipped, clipped_target, data_range=_RANGE),
+            "ssim_1000": self._try("ssim_1000", lambda: ssim(clipped, clipped_target, data_range=_RANGE)),
         }
         for name, window in benchmark.WINDOWS.items():
             if benchmark.window_is_empty(target, window):
@@ -165,7 +165,10 @@ class Target:
                 values[f"psnr_{name}"] = values[f"ssim_{name}"] = float("nan")
             else:
                 values[f"psnr_{name}"] = benchmark.window_psnr(image, target, window)
-                values[f"ssim_{name}"] = benchmark.window_ssim(image, target, window)
+                values[f"ssim_{name}"] = self._try(
+                    f"ssim_{name}",
+                    lambda w=window: benchmark.window_ssim(image, target, w),  # type: ignore[misc]
+                )
         for name, function in (("vif", benchmark.fidelity), ("vif_benchmark", benchmark.benchmark_vif)):
             values[name] = self._try(name, lambda f=function: f(image, target))  # type: ignore[misc]
         return values

@@ -1,6 +1,6 @@
 """What is compared: a method takes a problem (a poor series) and gives HU back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,12 +68,18 @@ class Method:
         kind: 'reference' (input, floor, ceiling), 'ours' or 'baseline'; only baselines can be the best to beat.
         definition: what it is and with which parameters, for the table's readers.
         restore: from a problem to HU (H, W, D) or an Estimate; raises a BundleError when it cannot.
+        parameters: from a series' key to the parameters that it is restored with; None for a method without any.
     """
 
     name: str
     kind: Kind
     definition: str
     restore: Callable[[Problem], np.ndarray | Estimate]
+    parameters: Callable[[str], Mapping[str, float]] | None = None
+
+    def parameters_of(self, key: str) -> dict[str, float]:
+        """Return the parameters on the series with this key; {} for a method without any."""
+        return dict(self.parameters(key)) if self.parameters else {}
 
     def estimate(self, problem: Problem) -> Estimate:
         """Return what the method makes of a problem."""

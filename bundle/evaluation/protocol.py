@@ -1,7 +1,7 @@
 """The comparison: every method restores the same poor series, every metric has its range in its name."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from bundle.evaluation.floor import floor_values
 from bundle.evaluation.measures import Target
 from bundle.evaluation.methods import Estimate, Method, Problem, restricted
 from bundle.evaluation.ours import RESTORED, our_methods
+from bundle.evaluation.phantom import KEY as PHANTOM
 from bundle.evaluation.phantom import METRICS as PHANTOM_METRICS
 from bundle.evaluation.phantom import make_phantom
 from bundle.evaluation.problems import make_problem
@@ -111,6 +112,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
+        self.missing_on_phantom: dict[str, str] = {}
         methods_said = {method.name: method.definition for method in self.methods}
         decided_by = {"header": self.header, "methods": methods_said, "version": __version__, **(identity or {})}
         self.records = Records(self.folder, decided_by)
@@ -129,6 +131,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             reasons = "; ".join(sorted(set(self.failed.values())))
             code = ExitCode.DEFECT if self.defect else ExitCode.USER
             raise BundleError(f"no series could be evaluated: {reasons}", exit_code=code)
+        phantom = self._phantom()  # before it is told what is missing: a method may fail on the phantom alone
         table = write_tables(
             self.folder,
             self.rows,
@@ -137,7 +140,8 @@ class ComparisonEvaluator(SeriesEvaluator):
             methods={**_DEFINITIONS, **{method.name: method.definition for method in self.methods}},
             missing=self._missing(),
             problems=self.problems,
-            phantom=self._phantom(),
+            phantom=phantom,
+            parameters=self._parameters(phantom.get("rows", {})),
         )
         bars = {key: {r.method: r.values[KEY_METRIC] for r in self.rows if r.series == key} for key in self._keys()}
         bars["mean"] = {row.method: row.values[KEY_METRIC] for row in mean_rows(self.rows)}
@@ -153,7 +157,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         volumes = {"input": problem.degraded_hu, "target": problem.target_hu}
         deviations: dict[str, np.ndarray | None] = {}
         for method in self.methods:
-            estimate = self._restore(method, problem)
+            estimate = self._restore(method, problem, self.missing)
             if estimate is not None:
                 volumes[method.name] = estimate.volume_hu
                 deviations[method.name] = estimate.deviation_hu
@@ -195,8 +199,9 @@ class ComparisonEvaluator(SeriesEvaluator):
         if problems:
             self.problems[key] = dict(problems)
 
-    def _restore(self, method: Method, problem: Problem) -> Estimate | None:
-        """What a method would deliver; None, and the reason kept, when it cannot."""
+    @staticmethod
+    def _restore(method: Method, problem: Problem, missing: dict[str, str]) -> Estimate | None:
+        """What a method would deliver; None, and the reason put into `missing`, when it cannot."""
         try:
             estimate = method.estimate(problem)
         except Exception as error:
@@ -204,8 +209,8 @@ class ComparisonEvaluator(SeriesEvaluator):
             serious = error.exit_code != ExitCode.USER if isinstance(error, BundleError) else method.kind != "baseline"
             if serious:
                 raise
-            self.missing[method.name] = str(error) or type(error).__name__
-            logger.warning("method %s: %s", method.name, self.missing[method.name])
+            missing[method.name] = str(error) or type(error).__name__
+            logger.warning("method %s: %s", method.name, missing[method.name])
             return None
         if method.kind == "reference":
             return estimate
@@ -214,13 +219,29 @@ class ComparisonEvaluator(SeriesEvaluator):
         return Estimate(delivered, estimate.deviation_hu)
 
     def _missing(self) -> dict[str, str]:
-        """Methods without a row, or with rows of some series only, and why."""
+        """Methods without a row, or with rows of some series only, or of all and none of the phantom, and why."""
         series = len(self._keys())
         counts = {name: sum(row.method == name for row in self.rows) for name in self.missing}
-        return {
+        found = {
             name: f"of {counts[name]} of {series} series only: {reason}" if counts[name] else reason
             for name, reason in self.missing.items()
         }
+        for name, reason in self.missing_on_phantom.items():
+            if name not in found or reason not in found[name]:
+                before = f"{found[name]}; " if name in found else ""
+                found[name] = f"{before}not on the phantom: {reason}"
+        return found
+
+    def _parameters(self, on_phantom: Container[str]) -> dict[str, dict[str, dict[str, float]]]:
+        """By series, and for the phantom, the parameters of the methods that have some and restored it."""
+        done = {(row.series, row.method) for row in self.rows}
+        done |= {(PHANTOM, method.name) for method in self.methods if method.name in on_phantom}
+        found = {
+            key: {method.name: method.parameters_of(key) for method in self.methods if (key, method.name) in done}
+            for key in [*self._keys(), PHANTOM]
+        }
+        kept = {key: {name: values for name, values in own.items() if values} for key, own in found.items()}
+        return {key: own for key, own in kept.items() if own}
 
     def _phantom(self) -> dict[str, Any]:
         if self.phantom_dose is None:
@@ -231,7 +252,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             "input": phantom.measure(phantom.problem.degraded_hu),
         }
         for method in self.methods:
-            estimate = self._restore(method, phantom.problem)
+            estimate = self._restore(method, phantom.problem, self.missing_on_phantom)
             if estimate is not None:
                 results[method.name] = phantom.measure(estimate.volume_hu)
         return {"definitions": PHANTOM_METRICS, "dose": self.phantom_dose, "rows": results}

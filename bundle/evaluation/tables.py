@@ -62,6 +62,7 @@ def write_tables(
     missing: Mapping[str, str] | None = None,
     problems: Mapping[str, Mapping[str, str]] | None = None,
     phantom: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> str:
     """Write the tables into `folder` and return the one for the screen (80 columns).
 
@@ -74,12 +75,14 @@ def write_tables(
         missing: methods without a row, and why.
         problems: by series, metrics that could not be measured, and why.
         phantom: results on the phantom.
+        parameters: by series and method, with what a method that has parameters restored it.
     """
     means = mean_rows(rows)
     content = {
         "schema": SCHEMA,
         "definitions": METRICS,
         "methods": dict(methods or {}),
+        "parameters": {key: dict(found) for key, found in (parameters or {}).items()},
         **header,
         "rows": [{**_plain(row), "spread": _spread(row), "worst_slice": _worst(row)} for row in rows],
         "mean": [{**_plain(row), "spread": _spread(row), "worst_slice": _worst(row)} for row in means],

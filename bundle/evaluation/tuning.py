@@ -1,7 +1,5 @@
 """The classical baselines' best parameters, chosen on validation series and written down."""
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import BundleError, ExitCode
-from bundle.evaluation.classical import FILTERS, classical_method, expand
+from bundle.evaluation.chosen import SCHEMA
+from bundle.evaluation.classical import classical_method, expand
 from bundle.evaluation.methods import Method, Problem
 from bundle.evaluation.problems import make_problem
 from bundle.files import require_writable, write_json
@@ -19,14 +18,15 @@ from bundle.progress import Progress
 from bundle.restoration.region import apply_difference
 from bundle.restoration.worklist import SeriesDataset
 
-logger = logging.getLogger(__name__)
-
-SCHEMA = 1
 FILE = "parameters.json"
 
 
 def choose_parameters(
-    dataset: SeriesDataset, *, grids: Mapping[str, Mapping[str, Sequence[float]]], folder: str | Path
+    dataset: SeriesDataset,
+    *,
+    grids: Mapping[str, Mapping[str, Sequence[float]]],
+    folder: str | Path,
+    tuned_on: Mapping[str, Any] | None = None,
 ) -> str:
     """Try every point of every grid on every series and write parameters.json; return the choice as text.
 
@@ -37,6 +37,7 @@ def choose_parameters(
         dataset: series to validate on, 'image' degraded and 'label' the target.
         grids: by filter, by parameter, the values.
         folder: where parameters.json goes.
+        tuned_on: what the series were degraded by, and how many slices they had: kept beside the choice.
 
     Raises:
         BundleError: when no series can be used, or a grid names an unknown filter.
@@ -70,14 +71,16 @@ def choose_parameters(
     if not any(errors.values()):
         raise BundleError("no parameters could be chosen: " + "; ".join({*failed.values(), *missing.values()}))
     chosen = {name: points[name][_best(found)] for name, found in errors.items() if found}
+    by_series = {
+        key: {name: points[name][int(np.argmin(found[key]))] for name, found in errors.items() if key in found}
+        for key in sorted({key for found in errors.values() for key in found})
+    }
     content = {
         "schema": SCHEMA,
         "metric": "RMSE in the body mask divided by the input's; strengths in units of the input's noise level",
+        "tuned_on": dict(tuned_on or {}),
         "chosen": chosen,
-        "chosen_by_series": {
-            key: {name: points[name][int(np.argmin(found[key]))] for name, found in errors.items() if key in found}
-            for key in sorted({key for found in errors.values() for key in found})
-        },
+        "chosen_by_series": by_series,
         "tried": {
             name: [
                 {**point, "relative_rmse": {key: round(values[i], 5) for key, values in found.items()}}
@@ -85,73 +88,16 @@ def choose_parameters(
             ]
             for name, found in errors.items()
         },
-        "at_the_end_of_the_grid": _at_the_end(chosen, grids),
+        "at_the_end_of_the_grid": [
+            *_at_the_end(chosen, grids),
+            *(f"{key}: {said}" for key, own in by_series.items() for said in _at_the_end(own, grids)),
+        ],
         "missing": missing,
         "failed": failed,
     }
     write_json(folder / FILE, content)
     lines = [f"{name:<12}{_spoken(point)}" for name, point in chosen.items()]
     return "\n".join([*lines, *(f"{name:<12}{reason}" for name, reason in missing.items())])
-
-
-def read_parameters(path: str | Path | None) -> dict[str, Any]:
-    """Return the content of a parameters.json; {} when none is named.
-
-    Raises:
-        BundleError: when it cannot be read.
-    """
-    if path is None:
-        return {}
-    try:
-        content = json.loads(Path(path).read_text())
-        assert content["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise BundleError(
-            f"parameters_file '{Path(path).name}' cannot be read", hint="make one with: run tuning"
-        ) from error
-    return content
-
-
-def chosen_methods(
-    names: Sequence[str],
-    defaults: Mapping[str, Mapping[str, float]],
-    content: Mapping[str, Any],
-    *,
-    best_of_series: bool,
-) -> list[Method]:
-    """Return the named filters with the parameters of parameters.json, or the configured ones.
-
-    Args:
-        names: of `classical.FILTERS`.
-        defaults: parameters by name, for filters that `content` has no choice for.
-        content: of parameters.json.
-        best_of_series: give a filter what was best on the very series it is judged on, where that was tried.
-
-    Raises:
-        BundleError: for an unknown filter, or one without parameters.
-    """
-    return [_chosen(name, defaults, content, best_of_series) for name in names]
-
-
-def _chosen(name: str, defaults: Mapping[str, Any], content: Mapping[str, Any], best_of_series: bool) -> Method:
-    overall = content.get("chosen", {}).get(name)
-    if name in FILTERS and overall is None and name not in defaults:
-        raise BundleError(f"baseline '{name}' has no parameters", hint="name them under parameters, or run tuning")
-    said = "chosen on validation series" if overall else "as configured"
-    general = classical_method(name, overall or defaults.get(name, {}), chosen=said)
-    if not best_of_series:
-        return general
-    own = {
-        key: classical_method(name, choices[name])
-        for key, choices in content.get("chosen_by_series", {}).items()
-        if name in choices
-    }
-
-    def restore(problem: Problem) -> np.ndarray:
-        return own.get(problem.key, general).estimate(problem).volume_hu
-
-    definition = f"{FILTERS[name].definition}; its best parameters on each series itself"
-    return Method(name, "baseline", definition, restore)
 
 
 def _error(method: Method, problem: Problem, body: np.ndarray) -> float:
@@ -165,7 +111,7 @@ def _best(found: Mapping[str, Sequence[float]]) -> int:
 
 
 def _at_the_end(chosen: Mapping[str, Any], grids: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Choices at the border of their grid: a wider grid might have a better one."""
+    """Choices at the border of their grid: a wider grid might have a better one. A single value has no border."""
     return [
         f"{name} {key} {value:g}"
         for name, point in chosen.items()

@@ -8,12 +8,14 @@ its `evaluate/utils.py` and `utils/utils.py` (0.0.16), written anew here; it com
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from bundle.metrics.image import require_window
 from bundle.metrics.vif import vif
 
 # Centre and width in HU of the three exam types.
 WINDOWS = {"chest": (-600.0, 1500.0), "abdomen": (50.0, 400.0), "neuro": (40.0, 80.0)}
 CLIP_HU = (-1024.0, 1900.0)
 VIF_NOISE_VARIANCE = 2.0
+SSIM_WINDOW = 7  # pixels, scikit-image's default
 
 
 def windowed(slice_hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
@@ -39,8 +41,14 @@ def window_psnr(image_hu: np.ndarray, target_hu: np.ndarray, window: tuple[float
 
 
 def window_ssim(image_hu: np.ndarray, target_hu: np.ndarray, window: tuple[float, float]) -> float:
-    """SSIM of the windowed slices, data range 1, as scikit-image computes it by default."""
-    return float(structural_similarity(windowed(target_hu, window), windowed(image_hu, window), data_range=1.0))
+    """SSIM of the windowed slices, data range 1, as scikit-image computes it by default.
+
+    Raises:
+        ValueError: when the slices are smaller than 7 x 7.
+    """
+    require_window(target_hu.shape, SSIM_WINDOW)
+    target, image = windowed(target_hu, window), windowed(image_hu, window)
+    return float(structural_similarity(target, image, data_range=1.0, win_size=SSIM_WINDOW))
 
 
 def benchmark_vif(image_hu: np.ndarray, target_hu: np.ndarray) -> float:

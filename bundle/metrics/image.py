@@ -9,6 +9,8 @@ from skimage.metrics import structural_similarity
 
 from bundle.units import window_limits
 
+GAUSSIAN_WINDOW = 11  # pixels that sigma 1.5 spans, cut at 3.5 sigma
+
 
 def clip(a: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """`a` limited to a window given as (centre, width) in HU; what a viewer set to it can show."""
@@ -50,6 +52,7 @@ def ssim(a: np.ndarray, b: np.ndarray, *, data_range: float) -> float:
     _require_range(data_range)
     require_same_shape(a, b)
     a, b = (np.atleast_3d(x).astype(np.float64, copy=False) for x in (a, b))
+    require_window(a.shape[:2], GAUSSIAN_WINDOW)
     values = [
         structural_similarity(
             np.ascontiguousarray(a[:, :, k]),
@@ -89,6 +92,12 @@ def require_same_shape(a: np.ndarray, b: np.ndarray) -> None:
     """Raise a ValueError when two arrays cannot be compared voxel by voxel."""
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, not {a.shape} and {b.shape}")
+
+
+def require_window(shape: tuple[int, ...], size: int) -> None:
+    """Raise a ValueError when a slice of this shape (H, W) is smaller than a window of `size` x `size` pixels."""
+    if min(shape) < size:
+        raise ValueError(f"a slice of {shape[0]} x {shape[1]} is smaller than the window of {size} x {size}")
 
 
 def _require_range(data_range: float) -> None:

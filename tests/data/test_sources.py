@@ -80,6 +80,18 @@ def test_content_digest_follows_the_content(tmp_path):
     assert find_cases(tmp_path).cases[0].content_digest() != before
 
 
+def test_only_cases_of_named_folders(dicom):
+    write_nifti(dicom / "Doe^Jane0" / "again.nii.gz")
+    found = find_cases(dicom, folders=["Doe^Jane0", "Doe^Jane2"]).cases
+    assert {case.label for case in found} == {"Doe^Jane0/ct", "Doe^Jane0/again.nii.gz", "Doe^Jane2/ct"}
+    assert find_cases(dicom, folders=["ct"], max_samples=2).cases == find_cases(dicom, folders=["ct"]).cases[:2]
+    assert find_cases(dicom, folders=[]) == find_cases(dicom)
+    with pytest.raises(BundleError, match=r"no usable case in the folders Doe\^Jane, Doe\^Jane3"):
+        find_cases(dicom, folders=["Doe^Jane", "Doe^Jane1", "Doe^Jane3"])
+    with pytest.raises(BundleError, match="no list"):
+        find_cases(dicom, folders="Doe^Jane1")
+
+
 def test_max_samples_takes_the_first_by_key(dicom):
     everything = find_cases(dicom).cases
     assert find_cases(dicom, max_samples=2).cases == everything[:2]

@@ -69,6 +69,19 @@ def test_empty_masks_and_windows_are_named_and_the_rest_is_measured():
     assert np.isnan(small.slice_values(small.hu)["vif"]).all() and "41 x 41" in small.problems["vif"]
 
 
+@pytest.mark.parametrize(("size", "named"), [(6, {"ssim_1000", "ssim_abdomen"}), (10, {"ssim_1000"}), (11, set())])
+def test_slices_smaller_than_a_window_of_ssim_are_named_and_the_rest_is_measured(size, named):
+    hu = phantom_hu(slices=2, size=64)[20 : 20 + size, 20 : 20 + size]
+    small = Target(hu, spacing_mm=SPACING)
+    slices, whole = small.slice_values(hu + 7), small.series_values(hu + 7, hu)
+    assert set(small.problems) & {"ssim_1000", "ssim_abdomen"} == named
+    for name in ("ssim_1000", "ssim_abdomen"):
+        assert np.isnan(slices[name]).all() == (name in named)
+    assert all(f"{size} x {size} is smaller than the window" in small.problems[name] for name in named)
+    assert slices["rmse_hu"] == pytest.approx(7) and whole["bias_soft_hu"] == pytest.approx(7)
+    assert np.isfinite(slices["psnr_abdomen"]).all()
+
+
 def test_every_number_says_its_unit():
     assert all(METRICS.values())
     assert all("HU" in METRICS[name] for name in METRICS if name.endswith("_hu"))

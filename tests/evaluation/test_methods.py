@@ -28,3 +28,10 @@ def test_methods_are_chosen_by_name():
         restricted(methods, ["d"])
     with pytest.raises(BundleError, match=r"methods '\[a,b\]' is no list \(put its names in quotes"):
         restricted(methods, "[a,b]")
+
+
+def test_a_method_knows_with_what_it_restores_a_series():
+    plain = Method("a", "baseline", "", lambda p: p.degraded_hu)
+    assert plain.parameters_of("key") == {}
+    by_series = Method("b", "baseline", "", lambda p: p.degraded_hu, parameters=lambda key: {"sigma": float(key)})
+    assert by_series.parameters_of("3") == {"sigma": 3.0}

@@ -16,11 +16,11 @@ def case(key, label, patient=None):
     return Case(key=key, patient_key=patient or f"patient-{key}", files=(f"{key}.dcm",), label=label)
 
 
-def item(image_shape=(8, 8, 4), shift=0.0):
-    moved = AFFINE.copy()
+def item(image_shape=(8, 8, 4), shift=0.0, *, affine=AFFINE, shape=(8, 8, 4)):
+    moved = affine.copy()
     moved[2, 3] += shift
     image = MetaTensor(torch.ones(1, *image_shape), affine=torch.from_numpy(moved))
-    label = MetaTensor(torch.zeros(1, 8, 8, 4), affine=torch.from_numpy(AFFINE))
+    label = MetaTensor(torch.zeros(1, *shape), affine=torch.from_numpy(AFFINE))
     return {"case": case("a", "x"), "data": {"image": image, "label": label}}
 
 
@@ -36,8 +36,30 @@ def test_what_does_not_match_is_named():
         make_problem(item(image_shape=(8, 8, 3)))
     with pytest.raises(BundleError, match=r"differ by 2.5 mm"):
         make_problem(item(shift=2.5))
+    with pytest.raises(BundleError, match=r"differ by 0.1 mm"):
+        make_problem(item(shift=0.06))
     with pytest.raises(BundleError, match="broken"):
         make_problem({"case": case("a", "x"), "failure": BundleError("broken")})
+
+
+def turned(degrees):
+    """The grid turned about its first voxel."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE
+
+
+def test_the_far_corners_have_to_lie_together_too():
+    wide = (512, 512, 2)
+    for affine in (np.diag([0.8009, 0.8, 2.5, 1]), np.diag([0.8, 0.8, 2.501, 1]), turned(0.03)):
+        make_problem(item(wide, affine=affine, shape=wide))  # rounding
+    with pytest.raises(BundleError, match=r"differ by 28.9 mm"):  # 0.04 mm of a pixel, over 511 of them, both ways
+        make_problem(item(wide, affine=np.diag([0.84, 0.84, 2.5, 1]), shape=wide))
+    for affine in (np.diag([0.8, 0.802, 2.5, 1]), turned(0.1)):
+        with pytest.raises(BundleError, match="same place"):
+            make_problem(item(wide, affine=affine, shape=wide))
+    long = (8, 8, 400)
+    with pytest.raises(BundleError, match=r"differ by 4.0 mm"):
+        make_problem(item(long, affine=np.diag([0.8, 0.8, 2.51, 1]), shape=long))
 
 
 def test_partners_by_folder_then_by_patient():

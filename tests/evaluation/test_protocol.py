@@ -1,20 +1,22 @@
 """The evaluation workflow on real DICOM files."""
 
+import functools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
-from tiny_workflows import run_tiny, write_tiny_weights
+from tiny_workflows import ROOT, run_tiny, write_tiny_weights
 
 from bundle.configuration import exit_code
 from bundle.errors import BundleError, ExitCode, InterruptedRun, find_bundle_error
+from bundle.evaluation import classical, phantom, protocol
 from bundle.evaluation.measures import METRICS
 from bundle.evaluation.methods import Method
 from bundle.evaluation.protocol import ComparisonEvaluator
 from bundle.evaluation.tuning import FILE
 from bundle.files import file_digest
+from bundle.overrides import load_config
 
 FAST = {"classical": ["gaussian", "tv3d"], "phantom": False}
 
@@ -24,9 +26,9 @@ def weights(tmp_path_factory):
     return write_tiny_weights(tmp_path_factory.mktemp("weights") / "model.pt", part="denoiser", scale=0.02)
 
 
-def run(dataset_dir, out, weights, **options):
+def run(dataset_dir, out, weights, *, config="evaluate.yaml", **options):
     options = {**FAST, **options}
-    run_tiny("evaluate.yaml", "evaluation", dataset_dir=dataset_dir, output_dir=out, weights=weights, **options)
+    run_tiny(config, "evaluation", dataset_dir=dataset_dir, output_dir=out, weights=weights, **options)
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -149,7 +151,7 @@ def test_thick_slices_stand_against_interpolation(tmp_path, weights):
     assert content["degradation"]["kind"] == "thick_slices"
 
 
-def test_parameters_are_chosen_and_then_used(tmp_path, weights):
+def test_parameters_are_chosen_and_then_used(tmp_path, weights, capsys):
     write_phantom_series(tmp_path / "in", slices=3, size=64)
     grid = {"gaussian": {"sigma": [0.1, 0.3]}}
     run_tiny(
@@ -160,16 +162,37 @@ def test_parameters_are_chosen_and_then_used(tmp_path, weights):
         weights=weights,
         parameter_grid=grid,
     )
-    chosen = json.loads((tmp_path / "choice" / FILE).read_text())["chosen"]["gaussian"]["sigma"]
-    content = run(
-        tmp_path / "in",
-        tmp_path / "out",
-        weights,
-        parameters_file=str(tmp_path / "choice" / FILE),
-        classical=["gaussian"],
-        methods=["gaussian"],
-    )
+    found = json.loads((tmp_path / "choice" / FILE).read_text())
+    chosen = found["chosen"]["gaussian"]["sigma"]
+    tuned_on = found["tuned_on"]
+    assert (tuned_on["kind"], tuned_on["dose"], tuned_on["seed"], tuned_on["max_slices"]) == ("low_dose", 0.25, 1000, 8)
+    options = {"parameters_file": str(tmp_path / "choice" / FILE), "classical": ["gaussian"], "methods": ["gaussian"]}
+    content = run(tmp_path / "in", tmp_path / "out", weights, **options)
     assert f"sigma {chosen:g} (chosen on validation series)" in content["methods"]["gaussian"]
+    (key,) = found["chosen_by_series"]
+    assert content["parameters"] == {key: {"gaussian": {"sigma": chosen}}}
+    assert "another degradation" not in capsys.readouterr().err
+    other = run(tmp_path / "in", tmp_path / "other", weights, dose=0.5, best_of_series=True, **options)
+    assert "its best parameters on each series itself (dose 0.25, not 0.5) where" in other["methods"]["gaussian"]
+    assert "tuned on another degradation: dose 0.25, not 0.5" in capsys.readouterr().err
+
+
+def test_of_a_folder_with_all_series_the_held_out_ones_are_evaluated(tmp_path, weights):
+    layers = ["evaluate.yaml", "held_out.yaml"]
+    names = load_config([ROOT / "configs" / "held_out.yaml"])["validation_folders"]
+    (tmp_path / "in").mkdir()
+    for name in ("trained_on", names[0]):
+        write_phantom_series(tmp_path / "in" / name / "ct", patient=name, slices=3, size=48)
+    quick = {"methods": ["gaussian"], "classical": ["gaussian"]}
+    whole = run(tmp_path / "in", tmp_path / "whole", weights, **quick)
+    assert len({row["series"] for row in whole["rows"]}) == 2
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", tmp_path / "out", weights, config=layers, **quick)
+    assert f"no usable case in the folders {', '.join(names[1:])}" in str(find_bundle_error(raised.value))
+    one = run(tmp_path / "in", tmp_path / "out", weights, config=layers, validation_folders=names[:1], **quick)
+    (key,) = {row["series"] for row in one["rows"]}
+    alone = run(tmp_path / "in" / names[0], tmp_path / "alone", weights, **quick)
+    assert {row["series"] for row in alone["rows"]} == {key}
 
 
 def test_nothing_to_evaluate_is_one_line(tmp_path, weights):
@@ -183,9 +206,59 @@ def test_a_signal_in_the_middle_of_a_method_ends_the_run_and_is_not_that_methods
     def restore(_):
         raise error
 
-    table = SimpleNamespace(missing={})
+    missing = {}
     with pytest.raises(BundleError) as caught:
-        ComparisonEvaluator._restore(table, Method("bm3d", "baseline", "", restore), None)
-    assert caught.value is error and not table.missing
+        ComparisonEvaluator._restore(Method("bm3d", "baseline", "", restore), None, missing)
+    assert caught.value is error and not missing
     refused = Method("bm3d", "baseline", "", lambda _: (_ for _ in ()).throw(BundleError("no package")))
-    assert ComparisonEvaluator._restore(table, refused, None) is None and table.missing == {"bm3d": "no package"}
+    assert ComparisonEvaluator._restore(refused, None, missing) is None and missing == {"bm3d": "no package"}
+
+
+def test_the_phantom_and_the_truth_stand_in_the_table_and_mirror_images_are_a_row(tmp_path):
+    weights = write_tiny_weights(tmp_path / "model.pt", part="denoiser", scale=0.002)  # leaves edges to be measured
+    write_phantom_series(tmp_path / "in", slices=2, size=128)
+    few = {"classical": ["gaussian"], "methods": ["restored", "mean_of_2_flips", "gaussian"], "averaged_flips": 2}
+    content = run(tmp_path / "in", tmp_path / "out", weights, phantom=True, **few)
+    rows = {row["method"]: row for row in content["rows"]}
+    assert list(rows) == ["input", "floor", "target", *few["methods"], "truth"]
+    measured = {name for name in METRICS if rows["truth"][name] is not None}
+    assert measured == {"edge_surface_percent", "edge_inner_percent", "residual_structure"}
+    assert rows["mean_of_2_flips"]["rmse_hu"] != rows["restored"]["rmse_hu"]
+    found = content["phantom"]
+    assert list(found["rows"]) == ["target", "input", *few["methods"]] and found["dose"] == 0.25
+    for values in found["rows"].values():
+        assert list(values) == list(phantom.METRICS) == list(found["definitions"])
+        assert values["detectability"] > 0 and values["transfer50_400_per_mm"] > 0
+    assert found["rows"]["target"]["detectability"] > found["rows"]["input"]["detectability"]
+    assert content["parameters"][phantom.KEY] == {"gaussian": {"sigma": 0.4}}
+
+
+def test_what_fails_on_the_phantom_alone_is_missing_there(tmp_path, weights, monkeypatch):
+    write_phantom_series(tmp_path / "in", slices=2, size=48)
+    original = classical.FILTERS["gaussian"]
+
+    def on_small_slices(volume_hu, *others):
+        if volume_hu.shape[0] == phantom.SIZE:
+            raise BundleError("no memory")
+        return original.function(volume_hu, *others)
+
+    monkeypatch.setitem(
+        classical.FILTERS, "gaussian", classical.Filter(on_small_slices, original.definition, original.parameters)
+    )
+    # As few slices as have the regions that are needed.
+    monkeypatch.setattr(protocol, "make_phantom", functools.partial(phantom.make_phantom, slices=8))
+    few = {"classical": ["gaussian"], "methods": ["gaussian"], "phantom": True}
+    content = run(tmp_path / "in", tmp_path / "out", weights, **few)
+    assert "gaussian" in {row["method"] for row in content["rows"]}
+    assert list(content["phantom"]["rows"]) == ["target", "input"]
+    assert content["missing"] == {"gaussian": "not on the phantom: no memory"}
+    assert phantom.KEY not in content["parameters"]
+
+
+def test_a_blur_is_undone_without_a_floor_or_a_truth(tmp_path, weights):
+    write_phantom_series(tmp_path / "in", slices=2, size=160)
+    content = run(tmp_path / "in", tmp_path / "out", weights, degradation="kernel", methods=["restored"])
+    rows = {row["method"]: row for row in content["rows"]}
+    assert content["degradation"]["kind"] == "kernel" and content["phantom"] == {}
+    assert rows["input"]["rmse_hu"] > 1 and rows["input"]["noise_ratio"] < 0.9, "blurred"
+    assert rows["floor"]["rmse_hu"] is None and "truth" not in rows, "both are of the dose alone"

@@ -65,6 +65,12 @@ def test_spread_and_worst_slice_know_which_way_is_better(tmp_path):
     assert entry["spread"]["rmse_hu"] == pytest.approx(np.std(np.linspace(-0.5, 0.5, 8), ddof=1))
 
 
+def test_parameters_are_told_by_series_and_method(tmp_path):
+    parameters = {"a": {"gaussian": {"sigma": 0.5}}, "phantom": {"gaussian": {"sigma": 0.4}}}
+    write_tables(tmp_path, [row("a", "gaussian", 1.0)], header={}, failed={}, parameters=parameters)
+    assert json.loads((tmp_path / "metrics.json").read_text())["parameters"] == parameters
+
+
 def test_csv_has_every_row_and_every_slice(tmp_path):
     write_tables(tmp_path, [row("a", "input", 1.5), row("a", "restored", 2.5)], header={}, failed={})
     with (tmp_path / "metrics.csv").open() as stream:

@@ -1,4 +1,4 @@
-"""The best parameters are found, written down, and used."""
+"""The best parameters are found and written down."""
 
 import json
 
@@ -10,8 +10,8 @@ from phantom_series import phantom_hu
 from bundle.data.sources import Case
 from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.evaluation import classical
-from bundle.evaluation.methods import Problem
-from bundle.evaluation.tuning import FILE, choose_parameters, chosen_methods, read_parameters
+from bundle.evaluation.chosen import read_parameters
+from bundle.evaluation.tuning import FILE, choose_parameters
 from bundle.restoration.worklist import SeriesDataset
 
 GRIDS = {"gaussian": {"sigma": [0.2, 0.5, 3.0]}, "tv3d": {"strength": [0.01, 0.5]}}
@@ -45,6 +45,24 @@ def test_the_least_error_is_chosen_over_all_series_and_for_each(tmp_path):
     assert "tv3d strength 0.5" in content["at_the_end_of_the_grid"]
 
 
+def test_choices_at_the_end_of_a_grid_are_named_overall_and_by_series(tmp_path):
+    grids = {"gaussian": {"sigma": [0.2, 0.6, 3.0]}, "tv3d": {"strength": [0.5]}}
+    choose_parameters(dataset(3.0, 120.0), grids=grids, folder=tmp_path)
+    content = read_parameters(tmp_path / FILE)
+    best = {key: own["gaussian"]["sigma"] for key, own in content["chosen_by_series"].items()}
+    assert best == {"key-3.0": 0.2, "key-120.0": 0.6}, "one series at the end, one within"
+    assert content["chosen"]["gaussian"]["sigma"] == 0.2
+    assert content["at_the_end_of_the_grid"] == ["gaussian sigma 0.2", "key-3.0: gaussian sigma 0.2"]
+
+
+def test_what_was_tuned_on_is_kept(tmp_path):
+    tuned_on = {"kind": "low_dose", "dose": 0.1, "seed": 1000, "max_slices": 8}
+    choose_parameters(dataset(40.0), grids=GRIDS, folder=tmp_path, tuned_on=tuned_on)
+    assert read_parameters(tmp_path / FILE)["tuned_on"] == tuned_on
+    choose_parameters(dataset(40.0), grids=GRIDS, folder=tmp_path)
+    assert read_parameters(tmp_path / FILE)["tuned_on"] == {}
+
+
 def test_a_series_or_a_package_that_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
     def absent(*_):
         raise BundleError("the package is not installed")
@@ -59,32 +77,6 @@ def test_a_series_or_a_package_that_fails_is_named_and_the_rest_goes_on(tmp_path
     assert content["failed"] == {"key-60.0": "cannot be read"}
     with pytest.raises(BundleError, match="no parameters could be chosen"):
         choose_parameters(dataset(60.0, fail=("60.0",)), grids=GRIDS, folder=tmp_path)
-
-
-def test_choices_are_used_and_the_best_of_a_series_on_request():
-    content = {"chosen": {"gaussian": {"sigma": 0.5}}, "chosen_by_series": {"a": {"gaussian": {"sigma": 1e-3}}}}
-    hu = np.random.default_rng(0).normal(0, 50, (32, 32, 2)).astype(np.float32)
-    problems = {key: Problem(key, hu, hu, (1, 1, 1)) for key in "ab"}
-    (overall,) = chosen_methods(["gaussian"], {}, content, best_of_series=False)
-    (own,) = chosen_methods(["gaussian"], {}, content, best_of_series=True)
-    assert "sigma 0.5 (chosen on validation series)" in overall.definition
-    assert "each series itself" in own.definition
-    np.testing.assert_allclose(own.restore(problems["a"]), hu, atol=1e-3)
-    np.testing.assert_array_equal(own.restore(problems["b"]), overall.restore(problems["b"]))
-    (configured,) = chosen_methods(["gaussian"], {"gaussian": {"sigma": 0.7}}, {}, best_of_series=False)
-    assert "as configured" in configured.definition
-
-
-def test_what_cannot_be_read_or_is_not_there_is_named(tmp_path):
-    assert read_parameters(None) == {}
-    (tmp_path / "x.json").write_text("{}")
-    for name in ("x.json", "absent.json"):
-        with pytest.raises(BundleError, match="run tuning"):
-            read_parameters(tmp_path / name)
-    with pytest.raises(BundleError, match="no parameters"):
-        chosen_methods(["gaussian"], {}, {}, best_of_series=False)
-    with pytest.raises(BundleError, match="unknown"):
-        chosen_methods(["median"], {"median": {}}, {}, best_of_series=False)
 
 
 @pytest.mark.parametrize("error", [InterruptedRun("stopped"), BundleError("full", exit_code=ExitCode.IO)])

@@ -62,3 +62,9 @@ def test_equal_slices():
 def test_a_window_without_voxels_is_noticed():
     assert window_is_empty(np.full((8, 8), -1000.0), WINDOWS["neuro"])
     assert not window_is_empty(TARGET, WINDOWS["neuro"])
+
+
+def test_slices_smaller_than_the_window_of_ssim_are_named():
+    assert window_ssim(TARGET[:7, :7], TARGET[:7, :7], WINDOWS["chest"]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="6 x 72 is smaller than the window of 7 x 7"):
+        window_ssim(IMAGE[:6], TARGET[:6], WINDOWS["chest"])

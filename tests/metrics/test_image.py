@@ -59,5 +59,7 @@ def test_misuse_is_named():
         rmse_hu(A, B, empty[:5])
     with pytest.raises(ValueError, match="data_range"):
         psnr(A, B, data_range=0)
+    with pytest.raises(ValueError, match="10 x 24 is smaller than the window of 11 x 11"):
+        ssim(A[:10], B[:10], data_range=400)
     with pytest.raises(ValueError, match="data_range"):
         ssim(A, B, data_range=-1)

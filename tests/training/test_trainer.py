@@ -11,7 +11,6 @@ from training_fixtures import ROOT, TINY, equal, make_workflow, run_child
 from bundle.configuration import guard
 from bundle.errors import BundleError, ExitCode, find_bundle_error
 from bundle.networks.presets import build_restorer
-from bundle.networks.weights import save_weights
 from bundle.training.checkpoints import load_checkpoint
 from bundle.training.optim import schedule
 from bundle.training.phases import GROUPS
@@ -283,27 +282,6 @@ def test_the_quick_recipe_trains_stage_by_stage_and_goes_on_from_finished_weight
     second = torch.load(tmp_path / "on" / "model.pt", weights_only=True)
     moved = {name.split(".")[0] for name, value in first.items() if not torch.equal(value, second[name])}
     assert moved == {"denoiser", "refiner"}, "the autoencoder stays as it is"
-
-
-def test_the_polish_goes_on_from_finished_weights_in_one_phase(scans, cache, tmp_path):
-    torch.manual_seed(2)
-    former = build_restorer("tiny")
-    save_weights(former, tmp_path / "model.pt")
-    workflow, trainer = make_workflow(
-        scans,
-        tmp_path / "out",
-        cache=cache,
-        configs=("train.yaml", "polish.yaml"),
-        weights_file=str(tmp_path / "model.pt"),
-        polish_steps=2,
-    )
-    assert [phase.name for phase in trainer.plan.phases] == ["joint"]
-    assert trainer.plan.phases[0].start_fraction == 0.8 and trainer.plan.phases[0].trains == set(GROUPS)
-    workflow.run()
-    assert trainer.state.iteration == 2
-    trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
-    assert trained.keys() == former.state_dict().keys()
-    assert any(not torch.equal(trained[name], value) for name, value in former.state_dict().items())
 
 
 def test_the_recipe_for_thin_slices_trains_on_thick_ones_without_simulated_noise(scans, cache, tmp_path):
