@@ -112,8 +112,12 @@ def check_device() -> Iterator[Finding]:
 
     kinds = ["cuda"] if torch.cuda.is_available() else []
     for kind in [*kinds, "cpu"]:
-        dtype = resolve_precision("auto", kind).dtype or torch.float32
-        name = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
+        try:
+            dtype = resolve_precision("auto", kind).dtype or torch.float32
+        except BundleError as error:  # a GPU that this build of torch has no code for
+            yield Finding("device", "wrong", f"{kind}: {error.message}", error.hint)
+            continue
+        name = torch.cuda.get_device_name() if kind == "cuda" else _threads(torch.get_num_threads())
         yield Finding("device", "ok", f"{kind}: {name}, mixed_precision auto is {str(dtype).removeprefix('torch.')}")
     if not kinds:
         built = torch.version.cuda is not None
@@ -126,6 +130,10 @@ def check_device() -> Iterator[Finding]:
         state = "ok" if memory >= _LEAST_MEMORY_GB * _GB else "note"
         hint = "" if state == "ok" else "use a smaller tile: --tile_size '[256,256,8]'"
         yield Finding("memory", state, f"{memory / _GB:.1f} GB", hint)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def check_decoders() -> Iterator[Finding]:

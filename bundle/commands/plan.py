@@ -17,6 +17,7 @@ from bundle.dicom.geometry import grid_spacing_mm, slices_last
 from bundle.dicom.index import only_series
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.errors import BundleError
+from bundle.networks.precision import prepare_cpu
 from bundle.networks.restorer import Restorer
 from bundle.pages import plain_pages
 from bundle.restoration.draws import STEPS_OF_A_LEG
@@ -56,6 +57,7 @@ def make_plan(config_files: Sequence[str], options: Mapping[str, Any]) -> dict[s
     parser = ConfigParser()
     parser.read_config(list(config_files))
     parser.update(dict(options))
+    prepare_cpu(parser.get_parsed_content("threads"))  # as the run does, or the trial times something else
     source: Source = parser.get_parsed_content("source")
     network, inferer = _built(parser)
     output: RunOutput = parser.get_parsed_content("output")

@@ -29,6 +29,7 @@ from bundle.dicom.geometry import grid_spacing_mm
 from bundle.dicom.thin_slices import ThinSlices
 from bundle.dicom.volume import Volume
 from bundle.errors import BundleError, find_bundle_error
+from bundle.networks.precision import prepare_cpu
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config
 from bundle.progress import Progress
@@ -253,6 +254,9 @@ def inference_parser(**options: Any) -> ConfigParser:
 def load_restorer(**options: Any) -> LoadedRestorer:
     """Build the network with its weights, as configs/inference.yaml says.
 
+    The process is made ready as the command makes its own: `threads` is the number of all of its torch code, and freed
+    memory is kept for the next tile.
+
     Args:
         **options: keys of configs/inference.yaml: steps, num_samples, strength, device, weights_file, preset ...
 
@@ -260,7 +264,9 @@ def load_restorer(**options: Any) -> LoadedRestorer:
         BundleError: for an unknown option or a value that cannot be used.
     """
     with _bundle_errors():
-        return LoadedRestorer(inference_parser(**options))
+        parser = inference_parser(**options)
+        prepare_cpu(parser.get_parsed_content("threads"))
+        return LoadedRestorer(parser)
 
 
 @contextlib.contextmanager

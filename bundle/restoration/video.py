@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, ExitCode
 from bundle.files import whole_file
 from bundle.units import SOFT_TISSUE_WINDOW, window_limits
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _LEVELS = 255
+_MP4: dict[str, Any] = {"plugin": "FFMPEG", "extension": ".mp4"}  # of a temporary file, whose name does not say it
 
 
 def is_video_input(path: str | Path) -> bool:
@@ -76,16 +77,34 @@ def write_mp4(path: Path, frames: np.ndarray, *, frames_per_second: float = 10.0
     """Write grey frames uint8 (H, W, D) as H.264 that every player opens; odd sizes get one more row or column.
 
     Raises:
-        BundleError: when the package for it is not installed.
+        BundleError: when the package for it is not installed, or with exit code 74 when the disk is full.
     """
     imageio = _imageio()
     even = np.pad(frames, ((0, frames.shape[0] % 2), (0, frames.shape[1] % 2), (0, 0)), mode="edge")
     pictures = np.repeat(np.moveaxis(even, 2, 0)[..., None], 3, axis=-1)
     with whole_file(path) as temporary:
-        kept = temporary.with_suffix(".mp4")  # ffmpeg reads the format from the name
-        arguments: dict[str, Any] = {"plugin": "FFMPEG", "fps": frames_per_second, "codec": "libx264"}
-        imageio.imwrite(kept, pictures, macro_block_size=1, output_params=["-crf", "17"], **arguments)
-        kept.replace(temporary)
+        written: Exception | None = None
+        try:
+            imageio.imwrite(
+                temporary,
+                pictures,
+                **_MP4,
+                fps=frames_per_second,
+                codec="libx264",
+                macro_block_size=1,
+                ffmpeg_log_level="quiet",  # what went wrong is one line of ours
+                output_params=["-crf", "17", "-f", "mp4"],
+            )
+        except OSError as error:  # ffmpeg has ended early; its pipe's error has no number and many lines
+            written = error
+        # imageio does not ask how ffmpeg ended: on a full disk it leaves a part of a file and says nothing.
+        kept = 0 if written else _readable_frames(temporary)
+        if kept != len(pictures):
+            raise BundleError(
+                f"'{path.name}' was not written whole: {kept} of {len(pictures)} frames can be read back",
+                hint="make room on its disk, or name another folder, and run it again",
+                exit_code=ExitCode.IO,
+            ) from written
 
 
 def restore_video(
@@ -111,6 +130,14 @@ def restore_video(
     restored = restore(volume_hu, np.diag([*spacing_mm, 1.0])).restored_hu
     write_mp4(target, to_frames(restored, window), frames_per_second=frames_per_second)
     return loss(window)
+
+
+def _readable_frames(path: Path) -> int:
+    """How many frames of an MP4 a player would show; 0 where it cannot be opened."""
+    try:
+        return sum(1 for _ in _imageio().imiter(path, **_MP4))
+    except Exception:  # each plugin has its own
+        return 0
 
 
 def _grey(frame: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from phantom_series import write_phantom_series
 from tiny_workflows import ROOT, run_tiny, write_tiny_weights
 
@@ -164,10 +165,24 @@ def test_the_estimate_is_of_all_voxels_that_are_computed(options, monkeypatch):
     assert one["estimated_seconds"] == round(64 * 64 * 10 * 1e-3) and one["tiles"] == 1  # flowing, none twice
 
 
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (0, 2)])
+def test_the_trial_has_the_threads_that_were_asked_for(options, monkeypatch, asked, used):
+    during, before = [], torch.get_num_threads()
+    monkeypatch.setattr(plan_module, "seconds_per_voxel", lambda *_: during.append(torch.get_num_threads()) or 0.0)
+    torch.set_num_threads(2)
+    try:
+        make_plan(CONFIG, {**options, "threads": asked})
+    finally:
+        torch.set_num_threads(before)
+    assert during == [used]
+
+
 def test_what_the_run_would_refuse(options):
     with pytest.raises(RuntimeError) as caught:  # MONAI wraps what a component raises; the command unwraps it
         make_plan(CONFIG, {**options, "steps": 0})
     assert "steps" in str(find_bundle_error(caught.value))
+    with pytest.raises(BundleError, match="threads"):
+        make_plan(CONFIG, {**options, "threads": -1})
 
 
 def test_thin_slices_are_counted(options):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from phantom_series import phantom_hu, write_phantom_series
 from tiny_workflows import run_tiny, write_tiny_weights
 
@@ -44,6 +45,20 @@ def test_an_array_and_a_folder_give_what_the_command_gives(tiny, tmp_path):
         assert found.review[name] == summary[name]
     assert found.review["low_frequency_shift_hu"] == pytest.approx(summary["low_frequency_shift_hu"], abs=0.02)
     assert np.abs(found.restored_hu - hu).max() > 1
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (0, 2)])
+def test_threads_are_those_that_were_asked_for(tiny, asked, used):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        load_restorer(**tiny, threads=asked)
+        found = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert found == used
+    with pytest.raises(BundleError, match="threads"):
+        load_restorer(**tiny, threads=-1)
 
 
 def test_samples_give_an_uncertainty_and_one_load_serves_many(tiny):

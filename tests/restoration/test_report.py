@@ -1,6 +1,7 @@
 """The report as a browser shows it, and what it must never hold."""
 
 import datetime
+import html
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantom_series import phantom_hu, write_phantom_series
+from real_parts import missing
 from tiny_workflows import run_tiny, write_tiny_weights
 
 from bundle.configuration import bundle_root
@@ -18,7 +20,7 @@ from bundle.files import file_digest
 from bundle.restoration.domain import judge
 from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.planes import planes, spread
-from bundle.restoration.report import _model_card, polyline, write_report
+from bundle.restoration.report import _measured, _model_card, polyline, write_report
 from bundle.restoration.restored import RestoredSlices
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -26,6 +28,12 @@ SUMMARY = {
     "schema": 1, "series": "0123456789abcdef", "shape": [128, 128, 6], "noise_hu_before": 15.0, "noise_hu_after": 9.0,
     "warnings": ["look at <this>"], "settings": {"steps": 1}, "weights_sha256": "ab", "software_version": "0",
 }  # fmt: skip
+
+
+def deviation_hu(shape):
+    """An uncertainty that is nowhere like its neighbours, in whole tenths, HU float32 (H, W, D)."""
+    i, j, k = np.indices(shape)
+    return ((i // 4 + 2 * (j // 4) + 10 * k) / 10).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +45,8 @@ def report(tmp_path_factory):
     change = np.zeros(hu.shape, np.float32)
     change[40:80, 40:80] = -20
     restored = RestoredSlices(volume, change)
-    deviation = np.full(hu.shape, 5.0, np.float32)
     path = folder / "report.html"
-    write_report(path, volume, restored, uncertainty=deviation, summary=SUMMARY, now=NOW)
+    write_report(path, volume, restored, uncertainty=deviation_hu(hu.shape), summary=SUMMARY, now=NOW)
     return path, hu, restored
 
 
@@ -108,7 +115,7 @@ def test_the_shipped_weights_have_a_model_card():
 def test_the_pictures_are_those_of_the_series(report):
     path, hu, restored = report
     found = json.loads(re.search(r"const planes = (.*);\n", path.read_text())[1])
-    assert found == planes(restored.source, restored, np.full(hu.shape, 5.0, np.float32))
+    assert found == planes(restored.source, restored, deviation_hu(hu.shape))
 
 
 def test_the_workflow_writes_it_when_asked(tmp_path):
@@ -134,44 +141,146 @@ def test_a_line_stays_in_its_frame():
     assert points == [["0.0", "4.0"], ["5.0", "0.0"], ["10.0", "3.0"]]
 
 
+def of_line(chart, number):
+    """What a line of a chart shows: x and y, read from its points as a reader would from the axes."""
+    points = np.array([point.split(",") for point in chart["lines"][number].split()], float)
+    first, last = map(float, chart["ends"])
+    return first + points[:, 0] / 420 * (last - first), (180 - points[:, 1]) / 180 * float(chart["top"])
+
+
 @pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None) or pytest.skip("no Chromium (Debian: chromium)")
+def halved():
+    """What is measured where white noise of 20 HU on soft tissue of 50 HU became 10 HU, and the number of voxels."""
+    rng = np.random.default_rng(0)
+    before, after = (rng.normal(50, sigma, (96, 96, 8)).astype(np.float32) for sigma in (20, 10))
+    source = NiftiSource(before, np.diag([0.7, 0.7, 2.0, 1.0]))
+    return _measured(source, RestoredSlices(source, after - before)), before.size
 
 
-# Plane, place on its slider, and the same cut of a volume (H, W, D); the phantom has 128 rows and columns and 6 slices.
-CUTS = {
-    "as it opens": (None, lambda a: a[:, :, 3]),
-    "axial": ((0, 0), lambda a: a[:, :, 0]),
-    "coronal": ((1, 2), lambda a: a[:, spread(128, 12)[2]]),
-    "sagittal": ((2, 9), lambda a: a[spread(128, 12)[9]]),
+def test_noise_levels_are_those_of_before_and_after(halved):
+    ((name, before, after),) = halved[0]["rows"]
+    assert "soft tissue" in name
+    assert before == pytest.approx(20, rel=0.02) and after == pytest.approx(10, rel=0.02)
+
+
+def test_noise_spectra_add_up_to_the_variances_of_before_and_after(halved):
+    variances = []
+    for number in (0, 1):
+        frequency, power = of_line(halved[0]["nps"], number)
+        step = frequency[1] - frequency[0]
+        rings = np.pi * ((frequency + step / 2) ** 2 - (frequency - step / 2) ** 2)
+        # Rings end at Nyquist's frequency, 1 / 1.4 mm; white noise is as strong in the corners, and at 0.
+        assert frequency[-1] == pytest.approx(1 / 1.4, rel=0.01)
+        variances.append((power * rings).sum() / rings.sum() / 0.7**2)
+    assert variances == pytest.approx([400, 100], rel=0.05)
+    assert variances[0] / variances[1] == pytest.approx(4, rel=0.05)
+
+
+def test_the_histogram_counts_the_voxels_of_before_and_after(halved):
+    measured, voxels = halved
+    for number, shares in enumerate([(0.383, 0.242), (0.683, 0.157)]):  # of a Gaussian: 40 to 60 HU, and 60 to 80
+        hu, height = of_line(measured["histogram"], number)
+        counts = 10**height - 1
+        assert hu[counts.argmax()] == pytest.approx(50, abs=0.5) and counts.sum() == pytest.approx(voxels, rel=0.01)
+        for at, share in zip((50, 70), shares, strict=True):
+            assert counts[np.abs(hu - at).argmin()] / voxels == pytest.approx(share, rel=0.03)
+
+
+# By name: what is chosen, and in an axial view the limits of the window and the difference's range in HU.
+VIEWS = {
+    "as it opens": ({}, (-150, 250, 25)),
+    "axial": ({"plane": "axial", "slice": 0}, (-150, 250, 25)),
+    "lung": ({"window": "lung"}, (-1350, 150, 25)),
+    "bone": ({"window": "bone"}, (-500, 1500, 25)),
+    "range": ({"window": "soft tissue", "range": "100"}, (-150, 250, 100)),
+    "coronal": ({"plane": "coronal", "slice": 2, "range": "25"}, None),
+    "sagittal": ({"plane": "sagittal", "slice": 9}, None),
 }
+# Same cuts of a volume (H, W, D); the phantom has 128 rows and columns and 6 slices. What was chosen stays.
+CUTS = {
+    "as it opens": lambda a: a[:, :, 3],
+    "coronal": lambda a: a[:, spread(128, 12)[2]],
+    "sagittal": lambda a: a[spread(128, 12)[9]],
+}
+CANVASES = ("input", "restored", "change", "deviation")
+# No timers: a browser's virtual time runs out while they wait.
+WALK = """<script>
+const drawn = () => new Promise((done) => {
+  new MutationObserver(done).observe(document.body, { attributeFilter: ["data-means"] });
+});
+(async () => {
+  const seen = {};
+  if (!document.body.dataset.means) await drawn();
+  for (const [name, chosen] of Object.entries(VIEWS)) {
+    let shown = Promise.resolve();
+    for (const [key, value] of Object.entries(chosen)) {  // at once: what is still unpacked is asked for again
+      const control = byId(key);
+      shown = drawn();
+      control.value = control.options ? [...control.options].find((one) => one.text.startsWith(value)).value : value;
+      control.dispatchEvent(new Event("input"));
+    }
+    await shown;
+    seen[name] = { means: document.body.dataset.means };
+    for (const key of CANVASES) {
+      const canvas = byId(key), flat = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      seen[name][key] = { shape: [canvas.height, canvas.width], red: [...flat].filter((_, i) => i % 4 === 0) };
+    }
+  }
+  document.body.dataset.seen = JSON.stringify(seen);
+})();
+</script></body>"""
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", CUTS)
-def test_a_browser_draws_what_the_slider_says(browser, report, tmp_path, name):
-    path, hu, restored = report
-    place, cut = CUTS[name]
-    page = path.read_text()
-    if place:
-        moves = "".join(
-            f'byId("{key}").value = {value}; byId("{key}").dispatchEvent(new Event("input"));'
-            for key, value in zip(("plane", "slice"), place, strict=True)
-        )
-        page = page.replace("</body>", f"<script>{moves}</script></body>")
-    (tmp_path / "page.html").write_text(page)
+@pytest.fixture(scope="module")
+def seen(report, tmp_path_factory):
+    """What a browser drew, by view: the means that the page says, and the canvases' pixels (rows, columns)."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None) or missing("no Chromium (Debian: chromium)")
+    folder = tmp_path_factory.mktemp("browser")
+    walk = WALK.replace("VIEWS", json.dumps({name: chosen for name, (chosen, _) in VIEWS.items()}))
+    walk = walk.replace("CANVASES", json.dumps(CANVASES))
+    (folder / "page.html").write_text(report[0].read_text().replace("</body>", walk))
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += [f"--user-data-dir={tmp_path / 'user'}", "--virtual-time-budget=10000", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'user'}", "--virtual-time-budget=10000", "--dump-dom"]
     done = subprocess.run(
-        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=300, check=True
+        [*command, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=300, check=True
     )
-    means = [float(value) for value in re.search(r'data-means="([^"]+)"', done.stdout).group(1).split()]
+    found = re.search(r'data-seen="([^"]+)"', done.stdout)
+    assert found, f"the page did not come to its end:\n{done.stderr[-2000:]}"
+    return {
+        name: {
+            "means": [float(mean) for mean in view["means"].split()],
+            **{key: np.reshape(view[key]["red"], view[key]["shape"]) for key in CANVASES},
+        }
+        for name, view in json.loads(html.unescape(found[1])).items()
+    }
 
-    def shown(volume_hu):  # soft tissue window: -150 to 250 HU
-        return np.clip((volume_hu + 150) / 400 * 255, 0, 255).mean()
 
-    before, after = cut(hu), cut(restored.array())
-    expected = [shown(before), shown(after), np.clip(127.5 + (after - before) / 25 * 127.5, 0, 255).mean()]
-    np.testing.assert_allclose(means, expected, atol=0.02)
+def greys(report, name):
+    """What the canvases have to show in a view, 0 to 255, as the volume's cut lies: with rows and columns swapped."""
+    _, hu, restored = report
+    low, high, most = VIEWS[name][1] or (-150, 250, 25)
+    cut = CUTS.get(name, lambda a: a[:, :, 0])
+    before, after, deviation = (cut(volume) for volume in (hu, restored.array(), deviation_hu(hu.shape)))
+    shown = [(volume - low) / (high - low) * 255 for volume in (before, after)]
+    shown += [127.5 + (after - before) / most * 127.5, deviation / most * 255]
+    return dict(zip(CANVASES, (np.clip(values, 0, 255) for values in shown), strict=True))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_browser_draws_what_was_chosen(report, seen, name):
+    expected = greys(report, name)
+    means = [expected[key].mean() for key in CANVASES[:3]]
+    np.testing.assert_allclose(seen[name]["means"], means, atol=0.02)
+    for key in CANVASES:
+        drawn = seen[name][key]
+        if VIEWS[name][1]:  # pixel by pixel
+            np.testing.assert_allclose(drawn, expected[key].T, atol=0.51, err_msg=key)
+        else:  # slices of 2.5 mm are drawn higher than pixels of 0.8 mm are wide
+            assert drawn.shape == (19, 128)
+            assert drawn.mean() == pytest.approx(expected[key].mean(), abs=2)
+
+
+def test_window_and_range_change_the_pixels_that_they_are_for(seen):
+    for one, other, changed in [("axial", "lung", CANVASES[:2]), ("axial", "range", CANVASES[2:])]:
+        assert tuple(key for key in CANVASES if (seen[one][key] != seen[other][key]).any()) == changed
