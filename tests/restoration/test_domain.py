@@ -5,10 +5,14 @@ import pytest
 from phantom_series import phantom_hu, write_phantom_series
 from pydicom.dataset import Dataset
 from scipy import ndimage
+from tiny_workflows import ROOT
 
 from bundle.dicom.index import read_volume
-from bundle.restoration.domain import PROPERTIES, judge, measure
+from bundle.restoration.domain import PROPERTIES, domain_of, judge, measure
 from bundle.restoration.nifti import NiftiSource
+from bundle.restoration.registry import read_card
+
+CT = ROOT.parent / "shared" / "data" / "ct"
 
 INSIDE = {"noise_hu": 20.0, "pixel_mm": 0.8, "contrast": "yes"}
 RANGES = {"noise_hu": [5, 40], "pixel_mm": [0.5, 1.0], "contrast": ["yes", "no or not said"]}
@@ -80,3 +84,20 @@ def test_a_header_without_a_thickness_and_a_volume_of_air_are_no_error():
     air = np.full((64, 64, 1), -1000.0)
     found = measure(nifti(air), Dataset())
     assert found["lung_fraction"] is found["slice_mm"] is found["thickness_mm"] is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("rider_pilot_0117", None),
+        ("crlm_1004", None),
+        ("lungdx_a0002_b70f", None),  # a sharp kernel is one of those trained on
+        ("ge_head_tilt", "bone"),
+    ],
+)
+def test_the_shipped_card_knows_a_real_series_from_a_head(folder, reason):
+    if not (CT / folder).is_dir():
+        pytest.skip("no real series here")
+    domain = domain_of(read_volume(str(CT / folder), gaps="resample"), read_card(ROOT / "models" / "model.pt").domain)
+    assert domain.inside == (reason is None), domain.reasons
+    assert reason is None or any(reason in said for said in domain.reasons)
