@@ -44,6 +44,7 @@ from bundle.networks.weights import load_weights
 from bundle.restoration.data_consistency import DataConsistency
 from bundle.restoration.domain import PROPERTIES, measure
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.pooling import pooled
 from bundle.restoration.region import touchable
 from bundle.restoration.registry import TASKS, card_path
 
@@ -158,7 +159,8 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
     chosen = fitted(tables)
     return {
         "meaning": "a scan at the training targets' dose lies within k times the calibrated deviation, which is "
-        "sqrt((1 + 1/n) ((scale * deviation of n samples)^2 + (floor * the slice's noise level)^2 + constant_hu^2))",
+        "sqrt((1 + 1/n) ((scale * deviation of n samples, pooled over neighbours)^2 "
+        "+ (floor * the slice's noise level)^2 + constant_hu^2))",
         "steps": options.steps,
         "num_samples": options.num_samples,
         **({"dose": CALIBRATED_DOSE} if options.task == "denoise" else {"thickness_mm": options.slice_thickness_mm[0]}),
@@ -207,7 +209,7 @@ def unknown(network: Restorer, part: Slab) -> np.ndarray:
 
 
 def errors(network: Restorer, part: Slab, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """|clean - mean|, the samples' deviation and the slice's noise level, HU, of voxels of the body."""
+    """|clean - mean|, the samples' deviation pooled over neighbours, the slice's noise level: HU, of the body."""
     inferer = RestorationInferer(steps=options.steps, num_samples=options.num_samples)
     pieces = inferer.pieces(
         torch.from_numpy(part.poor),
@@ -218,6 +220,7 @@ def errors(network: Restorer, part: Slab, options: argparse.Namespace) -> tuple[
     difference, deviation = (
         torch.cat(parts, -1).numpy() for parts in zip(*((p.difference, p.deviation) for p in pieces), strict=True)
     )
+    deviation = np.stack([pooled(deviation[:, :, k]) for k in range(deviation.shape[2])], axis=2)
     error = part.poor + difference - part.clean
     if options.task == "thin":  # data consistency takes away what the thick slices gainsay
         place = {"count": error.shape[2], "step_mm": part.spacing_mm[2], "first": part.first}

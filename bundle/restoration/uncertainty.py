@@ -23,6 +23,7 @@ from bundle.dicom.uids import derived_uid
 from bundle.dicom.writer import DerivedSeries
 from bundle.files import digest_of
 from bundle.pages import Pages, let_go, plain_pages
+from bundle.restoration.pooling import pooled
 from bundle.restoration.registry import Calibration
 from bundle.restoration.restored import left_out_hu
 
@@ -31,7 +32,7 @@ _SERIES_NUMBER_OFFSET = 1000
 
 
 class Uncertainty:
-    """Standard deviation per voxel, calibrated, slice by slice.
+    """Standard deviation per voxel, pooled over neighbours and calibrated, slice by slice.
 
     Args:
         deviation: over the samples, HU (H, W, D), float16 or float32.
@@ -58,7 +59,7 @@ class Uncertainty:
 
     def __getitem__(self, index: tuple[slice, slice, int]) -> np.ndarray:
         """HU (H, W) of one slice, float32: [:, :, k]."""
-        values: np.ndarray = self._deviation[index].astype(np.float32)
+        values = pooled(self._deviation[index])
         let_go(self._deviation[index])
         calibrated = np.hypot(self._scale * values, np.float32(self._floor_hu[index[2]]))
         return np.where(values > 0, calibrated, np.float32(0))
