@@ -22,25 +22,30 @@ class OnnxPart(nn.Module):
     Args:
         path: the ONNX file.
         device: where it runs: 'cuda' takes ONNX Runtime's CUDA provider.
+        provider: another execution provider of ONNX Runtime, such as TensorrtExecutionProvider; the device's own takes
+            what that one cannot run.
 
     Raises:
-        BundleError: when the file cannot be read, or ONNX Runtime was not built for the device.
+        BundleError: when the file cannot be read, or ONNX Runtime was built without the provider.
     """
 
-    def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: Path, *, device: torch.device | str = "cpu", provider: str | None = None) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        provider = "CUDAExecutionProvider" if torch.device(device).type == "cuda" else "CPUExecutionProvider"
-        if provider not in onnxruntime.get_available_providers():
-            raise BundleError(
-                f"this ONNX Runtime has no {provider}", hint="install onnxruntime-gpu, or use --device cpu"
-            )
+        plain = "CUDAExecutionProvider" if torch.device(device).type == "cuda" else "CPUExecutionProvider"
+        providers = [plain] if provider in (None, plain) else [provider, plain]
+        available = onnxruntime.get_available_providers()
+        if missing := [one for one in providers if one not in available]:
+            hint = "install onnxruntime-gpu, or use --device cpu"
+            if missing == [provider] and provider != plain:
+                hint = f"exported_provider can be {', '.join(available)}"
+            raise BundleError(f"this ONNX Runtime has no {missing[0]}", hint=hint)
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            self.session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its errors share no class
             raise BundleError(f"'{path.name}' in exported_dir cannot be read", hint="export again") from error
         self.names = [one.name for one in self.session.get_inputs()]
@@ -81,8 +86,8 @@ class ExportedAutoencoder(nn.Module):
 class ExportedPart(OnnxPart):
     """An exported denoiser or refiner, which the Restorer asks for its `multiple`."""
 
-    def __init__(self, path: Path, *, multiple: int, device: torch.device | str) -> None:
-        super().__init__(path, device=device)
+    def __init__(self, path: Path, *, multiple: int, device: torch.device | str, provider: str | None) -> None:
+        super().__init__(path, device=device, provider=provider)
         self.multiple = multiple
 
 
@@ -92,6 +97,7 @@ def with_exported(
     *,
     weights_digest: str | None = None,
     device: torch.device | str = "cpu",
+    provider: str | None = None,
 ) -> Restorer:
     """Return a copy of `restorer` whose networks are run by ONNX Runtime; without a folder, `restorer` itself.
 
@@ -100,6 +106,7 @@ def with_exported(
         folder: what `python -m bundle export` wrote.
         weights_digest: SHA-256 of the weights in use; None does not compare.
         device: where the networks run.
+        provider: as of OnnxPart.
 
     Raises:
         BundleError: when the folder holds no export, a damaged one, or one of other weights or another network.
@@ -116,11 +123,12 @@ def with_exported(
     engine = copy.copy(restorer)
     engine._modules = dict(restorer._modules)  # the original keeps its own networks
     factor, channels = restorer.autoencoder.factor, restorer.autoencoder.latent_channels
-    encoder, decoder = (OnnxPart(folder / f"{name}.onnx", device=device) for name in ("encoder", "decoder"))
+    given: dict[str, Any] = {"device": device, "provider": provider}
+    encoder, decoder = (OnnxPart(folder / f"{name}.onnx", **given) for name in ("encoder", "decoder"))
     engine._modules["autoencoder"] = ExportedAutoencoder(encoder, decoder, latent_channels=channels, factor=factor)
     for name in ("denoiser", "refiner"):
         multiple = getattr(restorer, name).multiple
-        engine._modules[name] = ExportedPart(folder / f"{name}.onnx", multiple=multiple, device=device)
+        engine._modules[name] = ExportedPart(folder / f"{name}.onnx", multiple=multiple, **given)
     engine.slices_flow = False  # whole networks are run at once
     return engine.eval()
 

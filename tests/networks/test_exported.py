@@ -71,3 +71,28 @@ def test_onnx_runtime_equals_pytorch_and_leaves_the_original_alone(randomise, tm
     assert largest_difference_hu(net, randomise(build_restorer("tiny"), seed=1)) > 1  # the measure can fail
     assert net._modules == before and list(engine.parameters()) == []
     assert engine.multiple == net.multiple
+
+
+def test_another_provider_is_asked_for_by_name(monkeypatch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    asked = []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            asked.append(providers)
+
+        def get_inputs(self):
+            return []
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)  # no TensorRT can be had here
+    offered = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    OnnxPart(tmp_path / "a.onnx")
+    OnnxPart(tmp_path / "a.onnx", device="cuda", provider="TensorrtExecutionProvider")
+    OnnxPart(tmp_path / "a.onnx", provider="CPUExecutionProvider")
+    assert asked == [["CPUExecutionProvider"], offered[:2], ["CPUExecutionProvider"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BundleError, match=r"no TensorrtExecutionProvider \(exported_provider can be CPUExec"):
+        OnnxPart(tmp_path / "a.onnx", provider="TensorrtExecutionProvider")
+    with pytest.raises(BundleError, match=r"no CUDAExecutionProvider \(install onnxruntime-gpu"):
+        OnnxPart(tmp_path / "a.onnx", device="cuda")
