@@ -118,9 +118,9 @@ def test_no_seam_with_the_shipped_weights(steps):
 @pytest.mark.skipif(not CRLM.is_dir(), reason="no shared data")
 @pytest.mark.parametrize("steps", [1, 4])
 def test_no_seam_in_plane_with_the_shipped_weights(steps):
-    """Tiles of 128 x 128, far below the default, differ from the whole by less than rounding does where they meet."""
+    """Tiles of 256 x 256, half the default, differ from the whole by a fifth of what rounding does where they meet."""
     network, volume = shipped_and_crlm()
-    box = (slice(128, 384), slice(128, 384), slice(8))
+    box = (slice(128, 384), slice(64, 448), slice(8))
     hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[:, :, :8])[box]
 
     def restored(rows):
@@ -129,8 +129,8 @@ def test_no_seam_in_plane_with_the_shipped_weights(steps):
         )
         return script.restored(network, hu, volume.spacing_mm, inferer)
 
-    whole, _ = restored(256)
-    tiles = restored(128)
-    assert len(tiles[1][0]) == len(tiles[1][1]) == 3 and len(tiles[1][2]) == 1
+    whole, _ = restored(384)
+    tiles = restored(256)
+    assert [len(axis) for axis in tiles[1]] == [1, 2, 1]
     _, at, _, shift, _ = script.figures(*tiles, whole, hu, body)
-    assert 0 < at < ROUNDING_HU and shift < 0.5
+    assert 0 < at < ROUNDING_HU / 5 and shift < 0.5
