@@ -12,6 +12,7 @@ from bundle.commands import plan as plan_module
 from bundle.commands.plan import make_plan, spoken
 from bundle.errors import BundleError, find_bundle_error
 from bundle.restoration.api import inference_parser
+from bundle.restoration.inferer import RestorationInferer
 
 CONFIG = [str(ROOT / "configs" / "inference.yaml")]
 
@@ -147,6 +148,27 @@ def test_more_steps_take_longer(options):
     per_voxel = {steps: time_of(options, steps) for steps in (1, 40)}
     assert per_voxel[40] > 2 * per_voxel[1]
     assert (one["steps"], many["steps"]) == (1, 40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trial", "rounds"),
+    [
+        ({"slices_at_once": 2}, ((64, 64, 8), 4, 1), 10 / 4),
+        ({"slices_at_once": 2, "num_samples": 3}, ((64, 64, 8), 4, 1), 3 * 10 / 4),
+        ({"slices_at_once": 0, "num_samples": 3}, ((128, 128, 8), 10, 3), 1),
+    ],
+)
+def test_the_trial_goes_as_the_series_will_and_rounds_are_counted(options, monkeypatch, settings, trial, rounds):
+    tried, clock = [], iter(range(100))  # each look at the clock is a second after the one before
+
+    def pieces(self, volume, network, **_):
+        tried.append((tuple(volume.shape), self.steps, self.num_samples))
+        return iter(())
+
+    monkeypatch.setattr(RestorationInferer, "pieces", pieces)
+    monkeypatch.setattr(plan_module.time, "perf_counter", lambda: next(clock))
+    found = time_of({**options, "tile_size": [64, 64, 8], **settings}, 10)
+    assert set(tried) == {trial} and found == pytest.approx(rounds / np.prod(trial[0]))
 
 
 def time_of(options, steps):
