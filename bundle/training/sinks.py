@@ -26,7 +26,7 @@ _STEP_COLUMNS = [
 _METRIC_COLUMNS = [
     f"{name}{which}" for name in ("val_psnr_1000", "val_ssim_1000", "val_rmse_1000_hu") for which in COMPARED
 ]
-COLUMNS = (*_STEP_COLUMNS, *_METRIC_COLUMNS)
+COLUMNS = (*_STEP_COLUMNS, *_METRIC_COLUMNS, "process_seconds")
 
 # Centre and width in HU (the usual presets of CT viewers).
 WINDOWS_HU = {"lung": (-600.0, 1500.0), "soft_tissue": (40.0, 400.0)}
@@ -65,7 +65,10 @@ def make_sinks(
 
 
 class CsvSink:
-    """A row per step and per validation.
+    """A row per step and per validation, each with the CPU time in s that this process had taken since the run began.
+
+    A run that goes on adds to the time of the last row that it keeps, so that curves over equal time can be drawn from the
+    file. Validation and reading the data count, too; a GPU's time does not.
 
     Args:
         path: of the file.
@@ -73,10 +76,13 @@ class CsvSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._began = time.process_time()
 
     def start(self, iteration: int) -> None:
         """Drop rows of steps that a killed run took after its last checkpoint: they are taken again."""
         rows = [row for row in read_rows(self.path) if int(row["step"]) <= iteration] if iteration else []
+        before = float(rows[-1].get("process_seconds") or 0.0) if rows else 0.0
+        self._began = time.process_time() - before
         with whole_file(self.path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
@@ -94,6 +100,7 @@ class CsvSink:
         """Nothing: every row was written."""
 
     def _add(self, row: Mapping[str, Any]) -> None:
+        row = {**row, "process_seconds": f"{time.process_time() - self._began:.1f}"}
         with self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS).writerow(row)
 

@@ -1,5 +1,7 @@
+import csv
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -33,6 +35,23 @@ def test_metrics_csv_has_each_step_once_also_after_a_kill(tmp_path):
     assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 8))
     assert tuple(rows[0]) == COLUMNS and float(rows[2]["loss"]) == 1 / 3 and rows[0]["phase"] == "denoiser"
     assert [row["val_psnr_1000_autoencoder"] for row in rows if not row["loss"]] == ["50.0"]
+
+
+def test_the_cpu_time_goes_on_after_a_kill(tmp_path):
+    sink = CsvSink(tmp_path / "metrics.csv")
+    tell([sink], range(1, 6))
+    rows = [{**row, "process_seconds": str(100.0 * int(row["step"]))} for row in read_rows(sink.path)]
+    with sink.path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    later = CsvSink(sink.path)
+    began = time.process_time()
+    tell([later], range(4, 6), start=3)
+    taken = time.process_time() - began
+    seconds = [float(row["process_seconds"]) for row in read_rows(sink.path)]
+    assert seconds[:3] == [100.0, 200.0, 300.0] and all(300 <= value <= 300.05 + taken for value in seconds[3:])
+    assert seconds == sorted(seconds)
 
 
 def test_another_run_in_the_folder_begins_another_table(tmp_path):
