@@ -40,7 +40,7 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
     """Turn the `mixed_precision` key into a format that `device` has.
 
     Args:
-        mode: 'auto' (bfloat16 where the device computes in it, else float16 on CUDA, else float32), 'bf16',
+        mode: 'auto' (bfloat16 where the device is faster in it, else float16 on CUDA, else float32), 'bf16',
             'fp16', 'off'; True and False stand for 'auto' and 'off'.
         device: where the networks run.
 
@@ -65,7 +65,7 @@ def resolve_precision(mode: str | bool, device: torch.device | str) -> Precision
         return Precision(kind, torch.bfloat16 if use_bfloat16 else torch.float16)
     if mode == "fp16":
         raise BundleError("mixed_precision 'fp16' needs a CUDA device", hint="use bf16 or off on a CPU")
-    if mode == "bf16" or _cpu_has_bfloat16():
+    if mode == "bf16" or _cpu_is_faster_in_bfloat16():
         return Precision(kind, torch.bfloat16)
     return Precision(kind, None)
 
@@ -98,10 +98,16 @@ def _require_kernels(device: torch.device | str) -> None:
         )
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Without these instructions bfloat16 convolutions run slower than float32."""
+def _cpu_is_faster_in_bfloat16() -> bool:
+    """Without these instructions bfloat16 convolutions run slower than float32.
+
+    AVX-512's alone make them twice as fast on AMD's processors and half as fast on Intel's, where AMX is what counts
+    (which virtual machines may hide; docs/performance.md).
+    """
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    if capabilities.get("amx_bf16") or capabilities.get("bf16"):
+        return True
+    return bool(capabilities.get("avx512_bf16")) and "Intel" not in str(capabilities.get("cpu_name"))
 
 
 def prepare_cpu(threads: int) -> None:

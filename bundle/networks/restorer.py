@@ -244,6 +244,10 @@ class Restorer(nn.Module):
         """Return what the refiner adds to an unrefined restoration."""
         return cast(torch.Tensor, self.refiner(conditions.base, unrefined, conditions.noise))
 
+    def window_norms(self) -> list[nn.GroupNorm]:
+        """Norms whose statistics are those of the window that the network is given; none where a compiler took them."""
+        return [module for module in self.modules() if isinstance(module, nn.GroupNorm)]
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the names that learning-rate multipliers use."""
         return {

@@ -16,6 +16,7 @@ from bundle.diffusion.process import State
 from bundle.errors import BundleError
 from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.restorer import Restorer
+from bundle.networks.shared_norms import SharedNorms
 from bundle.pages import Pages, plain_pages
 from bundle.restoration.draws import STEPS_OF_A_LEG, Draw, Leg
 from bundle.restoration.mirrors import COUNTS, FLIPS
@@ -227,7 +228,8 @@ class RestorationInferer(Inferer):
         )
         if self.flows(network, volume.shape):
             return Rounds(passage, at_once=self.slices_at_once, pages=self.scratch).flowing()
-        return passage.tiled(self.spans(2, 0, volume.shape[2], multiple=1), batch=self.tile_batch_size)
+        slabs = self.spans(2, 0, volume.shape[2], multiple=1)
+        return passage.tiled(slabs, batch=self.tile_batch_size, norms=SharedNorms(network.window_norms()))
 
     def _draws(self, network: Restorer, spacing_mm: torch.Tensor | None) -> list[Draw]:
         draw = Draw(network=network, spacing_mm=spacing_mm, precision=self.precision, seed=self.seed)

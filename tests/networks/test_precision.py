@@ -15,7 +15,7 @@ BF16, FP16 = torch.bfloat16, torch.float16
 @pytest.fixture
 def cpu(monkeypatch):
     """Sets whether this CPU computes in bfloat16."""
-    return lambda able: monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: able)
+    return lambda able: monkeypatch.setattr(precision, "_cpu_is_faster_in_bfloat16", lambda: able)
 
 
 @pytest.fixture
@@ -34,6 +34,23 @@ def gpu(monkeypatch):
 def test_auto_on_a_cpu_is_bfloat16_where_the_cpu_has_it(cpu, mode, able, dtype):
     cpu(able)
     assert resolve_precision(mode, "cpu") == Precision("cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("cpu_name", "able", "dtype"),
+    [
+        ("AMD EPYC", {"avx512_bf16"}, BF16),
+        ("Intel Xeon", {"avx512_bf16", "amx_bf16"}, BF16),
+        ("Intel Xeon", {"avx512_bf16"}, None),  # AMX hidden by a virtual machine: half as fast as float32
+        ("Intel Xeon", set(), None),
+        ("Neoverse V1", {"bf16"}, BF16),
+    ],
+)
+def test_auto_is_what_this_processor_is_fastest_in(monkeypatch, cpu_name, able, dtype):
+    names = ("avx512_bf16", "amx_bf16", "bf16")
+    capabilities = {"cpu_name": cpu_name, **{name: name in able for name in names}}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", "cpu").dtype == dtype
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("bf16", BF16), ("off", None), (False, None)])
