@@ -1,6 +1,6 @@
 """What cutting costs in exactness: the shipped weights on a whole stack of slices against slices that flow, and tiles.
 
-    python scripts/measure_tiles.py --dataset_dir SERIES [--slices 36] [--size 512] [--steps 1]
+    python scripts/measure_tiles.py --dataset_dir SERIES [--slices 72] [--size 512] [--steps 1]
 
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
 slices is chosen by. Then a table, for tiles in plane as well that `--size` is larger than: voxels computed for each
@@ -30,9 +30,9 @@ from bundle.restoration.tiles import Span, plain
 
 FLOWING = [4, 16]  # slices at once; the first is the default
 # Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
-TILES = [((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
-IN_PLANE = [((512, 512, 32), 16), ((256, 256, 32), 16), ((128, 128, 32), 16)]  # where that is a cut through the plane
-DISTANCES = 10
+TILES = [((512, 512, 48), 24), ((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
+IN_PLANE = [((512, 512, 48), 24), ((256, 256, 48), 24), ((128, 128, 48), 24)]  # where that is a cut through the plane
+DISTANCES = 14
 MULTIPLE = 16  # of the presets' networks
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--weights_file", type=Path, default=Path(bundle_root()) / "models" / "model.pt")
-    parser.add_argument("--slices", type=int, default=36)
+    parser.add_argument("--slices", type=int, default=72)
     parser.add_argument("--size", type=int, default=512, help="rows and columns; mirrored where the series has fewer")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--num_samples", type=int, default=1)
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"the restoration changes the body by {change:.2f} HU on average")
     two = make_inferer(options, tile_size=(*size[:2], -(-size[2] // 2)), slice_overlap=0)
     halves, _ = restored(network, hu, volume.spacing_mm, two)
-    print("difference by slices from a cut (RMS, HU):", *(f"{value:.3f}" for value in by_distance(halves, whole, body)))
+    print("difference by slices from a cut (RMS, HU):", *(f"{value:.4f}" for value in by_distance(halves, whole, body)))
     print("tile         overlap  computed  at borders  elsewhere  largest shift  step ratio   (1, 1, HU, HU, HU, 1)")
     ways: list[tuple[str, str, RestorationInferer]] = [
         (f"{count} flowing", "-", make_inferer(options, slices_at_once=count, tile_size=(512, 512, 1), slice_overlap=0))
@@ -79,7 +79,7 @@ def main() -> None:
     ]
     for name, overlap, inferer in ways:
         row = figures(*restored(network, hu, volume.spacing_mm, inferer), whole, hu, body)
-        cells = "{:9.2f} {:11.4f} {:10.4f} {:14.4f} {:11.3f}".format(*row)
+        cells = "{:9.2f} {:11.6f} {:10.6f} {:14.4f} {:11.3f}".format(*row)
         print(f"{name:12} {overlap:>7} {cells}", flush=True)
 
 

@@ -103,7 +103,7 @@ def _compiled(function: _Function, backend: str, *, graphs: bool) -> _Function:
     return kept
 
 
-def _replace(module: nn.Module, name: str, function: _Function) -> None:
+def _replace(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     object.__setattr__(module, name, function)
 
 

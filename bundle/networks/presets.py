@@ -36,6 +36,8 @@ class Preset:
         refiner_features: channels per level of the refiner.
         windows: 'linear' or 'clinical'.
         sampler: 'bridge' or 'ddim'.
+        tile_size: H, W, D of the tiles that volumes are restored in where nothing else is asked for: with attention
+            and norms, those of the reference's training patches, for both see all of a window.
     """
 
     autoencoder_channels: Sequence[int]
@@ -50,6 +52,7 @@ class Preset:
     refiner_features: Sequence[int]
     windows: str
     sampler: str
+    tile_size: tuple[int, int, int]
 
     @property
     def factor(self) -> int:
@@ -71,6 +74,7 @@ PRESETS = {
         refiner_features=(32, 64, 96),
         windows="linear",
         sampler="bridge",
+        tile_size=(512, 512, 48),
     ),
     "full": Preset(
         autoencoder_channels=(96, 192, 384, 512),
@@ -85,6 +89,7 @@ PRESETS = {
         refiner_features=(32, 64, 96),
         windows="clinical",
         sampler="ddim",
+        tile_size=(128, 128, 8),
     ),
 }
 # The design of `full`, a 16th of its weights: what a CPU can train to see how norms and attention behave.
@@ -94,6 +99,11 @@ PRESETS["full_quarter"] = replace(
 # Small enough for a test or a dry run; the same design as `small`.
 PRESETS["tiny"] = replace(PRESETS["small"], denoiser_channels=(8, 16), denoiser_attention=(False, False))
 PRESETS["tiny"] = replace(PRESETS["tiny"], refiner_features=(4, 8, 8))
+
+
+def tile_size(preset: str, asked: Sequence[int] | str) -> Sequence[int] | str:
+    """What `asked` says (H, W, D), or the preset's own tiles where it is 'auto'."""
+    return PRESETS[preset].tile_size if asked == "auto" and preset in PRESETS else asked
 
 
 def build_restorer(

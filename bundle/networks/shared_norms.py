@@ -61,7 +61,9 @@ class SharedNorms:
         return torch.addcmul(shift.view(along), x.float(), scale.view(along)).to(x.dtype)
 
     @contextmanager
-    def _instead(self, forward: Callable[[nn.GroupNorm, tuple[int, int], torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    def _instead(
+        self, forward: Callable[[nn.GroupNorm, tuple[int, int], torch.Tensor], torch.Tensor]
+    ) -> Iterator[None]:
         for number, norm in enumerate(self._norms):
             setattr(norm, "forward", _counting(forward, norm, number))  # noqa: B010 (a method, to the type checker)
         try:

@@ -55,7 +55,7 @@ class RestorationInferer(Inferer):
     Args:
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
-        slice_overlap: least number of slices that neighbours repeat; at most half a tile.
+        slice_overlap: least number of slices that neighbours repeat; at most half a tile, which None stands for.
         slices_at_once: of a volume that is deeper than half a tile, so many flow through the network at a time, none
             twice (networks.slice_stream); tiles then cut rows and columns only. With 0, and for networks that cannot
             (`slices_flow`), slices are cut into tiles as well.
@@ -73,9 +73,9 @@ class RestorationInferer(Inferer):
     def __init__(
         self,
         *,
-        tile_size: Sequence[int] = (512, 512, 32),
+        tile_size: Sequence[int] = (512, 512, 48),
         overlap: float = 0.25,
-        slice_overlap: int = 16,
+        slice_overlap: int | None = None,
         slices_at_once: int = 4,
         steps: int = 1,
         num_samples: int = 1,
@@ -92,14 +92,17 @@ class RestorationInferer(Inferer):
             raise BundleError(f"flips must be 1, 2 or 4, not {flips}")
         self.tile_size = three_numbers("tile_size", tile_size, int, low=1)
         self.overlap = checked_number("overlap", overlap, float, low=0, below=1)
-        self.slice_overlap = checked_number("slice_overlap", slice_overlap, int, low=0)
+        most = self.tile_size[2] // 2
+        self.slice_overlap = (
+            most if slice_overlap is None else checked_number("slice_overlap", slice_overlap, int, low=0)
+        )
         self.slices_at_once = checked_number("slices_at_once", slices_at_once, int, low=0)
         self.steps = checked_number("steps", steps, int, low=1, high=1000)
         self.num_samples = checked_number("num_samples", num_samples, int, low=1)
         self.flips = flips
         self.seed = checked_number("seed", seed, int, low=0)
         self.tile_batch_size = checked_number("tile_batch_size", tile_batch_size, int, low=1)
-        if self.slice_overlap > (most := self.tile_size[2] // 2):
+        if self.slice_overlap > most:
             logger.warning("slice_overlap %d is more than half a tile: %d is used", self.slice_overlap, most)
         self.skip_air = skip_air
         self.precision: Precision = resolve_precision(mixed_precision, device)

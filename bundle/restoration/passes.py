@@ -16,7 +16,6 @@ from bundle.restoration.draws import Leg, deviation, take_in
 from bundle.restoration.region import Box, dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile
 
-
 # Slabs whose tiles norms take their statistics from: each costs the time of a slab once more.
 _MOST_GATHERED = 4
 

@@ -67,8 +67,8 @@ def make_sinks(
 class CsvSink:
     """A row per step and per validation, each with the CPU time in s that this process had taken since the run began.
 
-    A run that goes on adds to the time of the last row that it keeps, so that curves over equal time can be drawn from the
-    file. Validation and reading the data count, too; a GPU's time does not.
+    A run that goes on adds to the time of the last row that it keeps, so that curves over equal time can be drawn from
+    the file. Validation and reading the data count, too; a GPU's time does not.
 
     Args:
         path: of the file.

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.gaussian import GaussianDiffusion
 from bundle.errors import BundleError, ExitCode
-from bundle.networks.presets import PRESETS, build_restorer
+from bundle.networks.presets import PRESETS, build_restorer, tile_size
 from bundle.networks.restorer import Restorer
 from bundle.units import ClinicalWindows, LinearWindow
 
@@ -91,7 +93,22 @@ def test_tiny_is_tiny():
     assert parameters(on_meta("tiny").parameters()) < 0.5 * MILLION
 
 
-@pytest.mark.parametrize("preset", ["small", "full", "tiny"])
+def test_a_quarter_of_full_has_its_design():
+    full, quarter = PRESETS["full"], PRESETS["full_quarter"]
+    assert [4 * n for n in quarter.autoencoder_channels] == list(full.autoencoder_channels)
+    same = {"autoencoder_channels": full.autoencoder_channels, "denoiser_channels": full.denoiser_channels}
+    assert replace(quarter, norm_groups=full.norm_groups, **same) == full
+
+
+def test_tiles_are_the_presets_or_those_asked_for():
+    for preset, chosen in PRESETS.items():
+        assert tile_size(preset, "auto") == chosen.tile_size
+        assert all(n % on_meta(preset).multiple == 0 for n in chosen.tile_size[:2])
+        assert tile_size(preset, [64, 64, 8]) == [64, 64, 8]
+    assert tile_size("unknown", "auto") == "auto", "which the inferer refuses, should the preset not be refused before"
+
+
+@pytest.mark.parametrize("preset", ["small", "full", "full_quarter", "tiny"])
 def test_groups_share_out_all_parameters(preset):
     net = on_meta(preset)
     groups = net.groups()
