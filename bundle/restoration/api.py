@@ -97,6 +97,7 @@ class LoadedRestorer:
             domain_of,
             ranges=card.domain,
             objections=parser.get_parsed_content("evaluator::objections"),
+            others=parser.get_parsed_content("evaluator::other_domains"),
             strict=parser.get_parsed_content("evaluator::strict_domain"),
         )
         self.failed: dict[str, str] = {}
@@ -230,7 +231,7 @@ def _told(restoration: Restoration) -> Restoration:
     """The same, with what there is to warn of logged, as the command would."""
     domain, name = restoration.domain, f"series {restoration.key}" if restoration.key else "array"
     if domain is not None and not domain.inside:
-        logger.warning("%s: outside the weights' domain: %s", name, "; ".join(domain.reasons))
+        logger.warning("%s: %s", name, domain.warning)
     for warning in restoration.review["warnings"]:
         logger.warning("%s: %s", name, warning)
     return restoration

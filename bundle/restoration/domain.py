@@ -5,7 +5,7 @@ A property that cannot be found in a series (no header, no soft tissue) says not
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,12 +49,14 @@ class Domain:
         known: whether the weights' card has a domain at all.
         reasons: what is out of range, in words.
         measured: the series' properties; None for those that could not be found.
+        fits: of a series outside, the tasks whose weights it is within the domain of.
     """
 
     inside: bool
     known: bool
     reasons: tuple[str, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    fits: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
@@ -66,13 +68,24 @@ class Domain:
         """One phrase for Derivation Description."""
         return f"in the weights' domain: {self.word}" + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
 
+    @property
+    def warning(self) -> str:
+        """What a person is told of a series outside."""
+        others = "".join(f"; within that of the weights for task '{task}' (--task {task})" for task in self.fits)
+        return f"outside the weights' domain: {'; '.join(self.reasons)}{others}"
+
     def described(self) -> dict[str, Any]:
         """For the summary."""
-        return {"reasons": list(self.reasons), "measured": dict(self.measured)}
+        return {"reasons": list(self.reasons), "fits_tasks": list(self.fits), "measured": dict(self.measured)}
 
 
 def domain_of(
-    source: SourceSlices, ranges: Mapping[str, Any], *, objections: Sequence[str] = (), strict: bool = False
+    source: SourceSlices,
+    ranges: Mapping[str, Any],
+    *,
+    objections: Sequence[str] = (),
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    strict: bool = False,
 ) -> Domain:
     """Measure a series and judge it.
 
@@ -80,6 +93,8 @@ def domain_of(
         source: the series.
         ranges: as for `judge`.
         objections: as for `judge`.
+        others: task -> ranges of the weights for other tasks, for a series outside. The slice spacing is no matter
+            there: it is what these tasks differ in.
         strict: refuse what is outside.
 
     Raises:
@@ -88,10 +103,13 @@ def domain_of(
     # Of a series brought onto thinner slices the source's: its thickness is what the weights were trained for.
     header = source.source_headers[0] if isinstance(source, Volume) else None
     domain = judge(measure(source, header), ranges, objections=objections)
-    if strict and not domain.inside:
-        raise BundleError(
-            f"outside the weights' domain: {'; '.join(domain.reasons)}", hint="or set --strict_domain false"
-        )
+    if domain.inside:
+        return domain
+    elsewhere = {name: value for name, value in domain.measured.items() if name != "slice_mm"}
+    fits = tuple(task for task, known in (others or {}).items() if judge(elsewhere, known).inside)
+    domain = replace(domain, fits=fits)
+    if strict:
+        raise BundleError(domain.warning, hint="or set --strict_domain false")
     return domain
 
 

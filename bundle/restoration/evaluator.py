@@ -177,6 +177,7 @@ class RestorationEvaluator(SeriesEvaluator):
         card: what is known of the weights.
         strict_domain: refuse series outside the weights' domain.
         objections: what puts every series outside it (`registry.objections`).
+        other_domains: of weights for other tasks (`registry.other_domains`), to name those that a series fits.
         scratch: where differences and deviations lie until they are written.
         **others: as for SeriesEvaluator.
     """
@@ -191,6 +192,7 @@ class RestorationEvaluator(SeriesEvaluator):
         card: WeightsCard = NO_CARD,
         strict_domain: bool = False,
         objections: Sequence[str] = (),
+        other_domains: Mapping[str, Mapping[str, Any]] | None = None,
         scratch: Scratch | None = None,
         **others: Any,
     ) -> None:
@@ -201,6 +203,7 @@ class RestorationEvaluator(SeriesEvaluator):
         self.card = card
         self.strict_domain = strict_domain
         self.objections = tuple(objections)
+        self.other_domains = other_domains
         self.scratch = scratch or Scratch()
         use_card(cast(Restorer, self.network), card)
 
@@ -225,10 +228,14 @@ class RestorationEvaluator(SeriesEvaluator):
         """
         image = data["image"]
         domain = domain_of(
-            image.meta["volume"], self.card.domain, objections=self.objections, strict=self.strict_domain
+            image.meta["volume"],
+            self.card.domain,
+            objections=self.objections,
+            others=self.other_domains,
+            strict=self.strict_domain,
         )
         if not domain.inside:
-            logger.warning("series %s: outside the weights' domain: %s", case.key, "; ".join(domain.reasons))
+            logger.warning("series %s: %s", case.key, domain.warning)
         difference, deviation = self._restored(image, case.key)
         finished = {"case": case, "image": image, "difference": MetaTensor(difference, meta=image.meta)}
         if deviation is not None:

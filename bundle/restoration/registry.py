@@ -135,6 +135,12 @@ def objections(card: WeightsCard, *, slice_spacing_mm: float | None) -> tuple[st
     return ()
 
 
+def other_domains(weights_file: str | Path, card: WeightsCard) -> dict[str, dict[str, Any]]:
+    """Task -> domain of the weights for other tasks than `card`'s that lie beside these; {} where it says no task."""
+    cards = _described(Path(weights_file).parent).values() if card.task else ()
+    return {one.task: one.domain for one in cards if one.domain and one.task not in ("", card.task)}
+
+
 def weights_for(task: str, folder: str | Path) -> str:
     """The weights file of a folder for a task.
 
@@ -142,20 +148,21 @@ def weights_for(task: str, folder: str | Path) -> str:
         BundleError: when the task is unknown, or the folder has no weights for it.
     """
     _require_task(task)
-    folder = Path(folder)
-    fitting = [
-        path.with_suffix(".pt")
-        for path in sorted(folder.glob("*.json"))
-        if path.with_suffix(".pt").is_file() and _parsed(path).task == task
-    ]
+    fitting = [path for path, card in _described(Path(folder)).items() if card.task == task]
     if fitting:
         return str(fitting[0])
     if task == "denoise":
-        return str(folder / DEFAULT_FILE)
+        return str(Path(folder) / DEFAULT_FILE)
     raise BundleError(
         f"there are no weights for task '{task}'",
         hint="name some with --weights_file, or interpolate to thin slices and denoise them with --task denoise",
     )
+
+
+def _described(folder: Path) -> dict[Path, WeightsCard]:
+    """The weights of a folder that have a card, by name."""
+    files = [path.with_suffix(".pt") for path in sorted(folder.glob("*.json"))]
+    return {path: _parsed(card_path(path)) for path in files if path.is_file()}
 
 
 def _require_task(task: str) -> None:

@@ -8,6 +8,7 @@ from scipy import ndimage
 from tiny_workflows import ROOT
 
 from bundle.dicom.index import read_volume
+from bundle.errors import BundleError
 from bundle.restoration.domain import PROPERTIES, domain_of, judge, measure
 from bundle.restoration.nifti import NiftiSource
 from bundle.restoration.registry import read_card
@@ -42,6 +43,17 @@ def test_an_objection_is_a_reason_whatever_is_measured():
     for ranges in (RANGES, {}):
         domain = judge(INSIDE, ranges, objections=["made for something else"])
         assert domain.word == "no" and domain.reasons == ("made for something else",)
+
+
+def test_of_a_series_outside_the_weights_that_it_fits_are_named():
+    noisy = nifti(phantom_hu(slices=6, size=128))  # 15 HU
+    others = {"denoise": {"noise_hu": [5, 190], "slice_mm": [8, 9]}, "sharpen": {"noise_hu": [200, 300]}}
+    domain = domain_of(noisy, {"noise_hu": [6, 10]}, others=others)
+    assert domain.fits == ("denoise",) and domain.described()["fits_tasks"] == ["denoise"]
+    assert domain.warning.endswith("is above 10; within that of the weights for task 'denoise' (--task denoise)")
+    with pytest.raises(BundleError, match="--task denoise"):
+        domain_of(noisy, {"noise_hu": [6, 10]}, others=others, strict=True)
+    assert domain_of(noisy, {"noise_hu": [6, 190]}, others=others).fits == ()
 
 
 def test_what_is_unknown_on_either_side_says_nothing():

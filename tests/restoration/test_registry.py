@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from bundle.errors import BundleError
-from bundle.restoration.registry import NO_CARD, Calibration, objections, read_card, task_of, weights_for
+from bundle.restoration.registry import (
+    NO_CARD,
+    TASKS,
+    Calibration,
+    objections,
+    other_domains,
+    read_card,
+    task_of,
+    weights_for,
+)
 
 CARD = {
     "schema": 1,
@@ -92,6 +101,17 @@ def test_weights_are_chosen_by_task(tmp_path):
     expected = weights(tmp_path, "model")
     assert weights_for("denoise", tmp_path) == str(expected)
     assert weights_for("thin", tmp_path).endswith("aaa.pt")
+
+
+def test_domains_of_other_tasks_are_those_of_the_weights_beside(tmp_path):
+    thin, denoise = (
+        weights(tmp_path, name, task=name, domain={"noise_hu": [1, n]}) for n, name in enumerate(TASKS[::-1])
+    )
+    (tmp_path / "settings.json").write_text("{}")  # of no weights
+    assert other_domains(denoise, read_card(denoise)) == {"thin": {"noise_hu": [1, 0]}}
+    assert other_domains(thin, read_card(thin)) == {"denoise": {"noise_hu": [1, 1]}}
+    assert other_domains(denoise, NO_CARD) == {}
+    assert other_domains(tmp_path / "nowhere" / "model.pt", read_card(thin)) == {}
 
 
 def test_weights_without_a_card_are_for_denoising(tmp_path):
