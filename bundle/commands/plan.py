@@ -162,7 +162,7 @@ def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, pres
         waiting = _BYTES_WAITING[half] + (min(inferer.steps, STEPS_OF_A_LEG) - 1) * _BYTES_WAITING_A_STEP[half]
         tiles = plane * (waiting + inferer.slices_at_once * _BYTES_FLOWING[half])
     else:
-        per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset == "full" else "small"][half]
+        per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset.startswith("full") else "small"][half]
         tiles = plane * sides[2] * inferer.tile_batch_size * per_voxel
     parameters = sum(parameter.numel() for parameter in network.parameters())
     weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
