@@ -144,15 +144,19 @@ def methods(
         import bm3d  # noqa: F401
 
         found["BM3D"] = (bm3d_slices, 1)
-    parser32 = inference_parser(**settings, slices_at_once=0, mixed_precision="off")
-    plain: RestorationInferer = parser32.get_parsed_content("inferer")
-    if precision.dtype is not None:
-        found["small, 1 step, float32"] = (ours(network, plain, 1), DEPTH)
-        found["RED-CNN, float32"] = (red_cnn(plain.precision), 1)
+    in_formats = {
+        other: inference_parser(**settings, slices_at_once=0, mixed_precision=mode).get_parsed_content("inferer")
+        for other, mode in (("float32", "off"), ("bfloat16", "bf16"))
+    }
+    for other, inferer_of_format in in_formats.items():
+        if other != name and (other == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            found[f"small, 1 step, {other}"] = (ours(network, inferer_of_format, 1), DEPTH)
+            found[f"RED-CNN, {other}"] = (red_cnn(inferer_of_format.precision), 1)
     if exported_dir is not None:
         from bundle.networks.exported import with_exported
 
-        found["small, 1 step, ONNX Runtime float32"] = (ours(with_exported(network, exported_dir), plain, 1), DEPTH)
+        exported = ours(with_exported(network, exported_dir), in_formats["float32"], 1)
+        found["small, 1 step, ONNX Runtime float32"] = (exported, DEPTH)
     return found, network, inferer
 
 
