@@ -172,6 +172,22 @@ def test_the_toys_standard_deviation_under_ddim_follows_its_closed_form(steps):
     assert toy_deviation(process, steps) == pytest.approx(deviation, rel=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 50])
+def test_the_toys_standard_deviation_under_ddpm_follows_its_closed_form(steps):
+    """Ho et al. 2020, equations 6 and 7: a step draws from q(z_s | z_t, clean), whose mean is linear in both."""
+    process = GaussianDiffusion(sampler="ddpm")
+    variance = float(1 - alpha_bar(process, torch.tensor(1.0)))
+    for step in range(steps):
+        now, then = (
+            float(alpha_bar(process, torch.tensor(1 - k / steps, dtype=torch.float64))) for k in (step, step + 1)
+        )
+        alpha = now / then
+        clean = now**0.5 * 0.25 / (now * 0.25 + 1 - now)  # times z_t: the exact denoiser
+        mean = then**0.5 * (1 - alpha) / (1 - now) * clean + alpha**0.5 * (1 - then) / (1 - now)
+        variance = mean**2 * variance + (1 - then) / (1 - now) * (1 - alpha)
+    assert toy_deviation(process, steps) == pytest.approx(variance**0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("s0", [0.5, 1.0, 2.0])
 def test_all_training_steps_of_ddpm_give_the_truth(s0):
     assert toy_deviation(GaussianDiffusion(sampler="ddpm"), 1000, s0) == pytest.approx(s0, rel=0.02)
