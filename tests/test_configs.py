@@ -8,10 +8,10 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.configuration import bundle_root
-from bundle.networks.presets import build_restorer
+from bundle.networks.presets import PRESETS, build_restorer
 from bundle.networks.restorer import Restorer
 from bundle.overrides import check_options, load_config, parse_command_line
 from bundle.training.handlers import save_weights
@@ -68,6 +68,18 @@ def test_the_networks_input_and_output_are_as_the_metadata_say(name):
         meta_file=str(ROOT / "configs" / "metadata.json"),
         config_file=str(ROOT / "configs" / f"{name}.json"),
     )
+
+
+@pytest.mark.parametrize("preset", ["full", "small"])
+@pytest.mark.parametrize(
+    ("name", "inferer"), [("train", "validate::inferer"), ("inference", "inferer"), ("evaluate", "inferer")]
+)
+def test_volumes_are_restored_in_the_presets_tiles(name, inferer, preset):
+    """Attention on a whole plane of 512 x 512 pixels would take more memory than any machine has."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / f"{name}.yaml"))
+    parser.update({"preset": preset, "device": "cpu", "mixed_precision": "off"})
+    assert parser.get_parsed_content(inferer).tile_size == PRESETS[preset].tile_size
 
 
 def test_the_makefiles_evaluation_has_configs_options_and_files_that_exist():
