@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure_tiles import MULTIPLE, figures, restored
+from measure_tiles import figures, restored
 
 from bundle.data.sources import find_cases
 from bundle.dicom.index import read_volume
@@ -48,7 +48,7 @@ def main() -> None:
     hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array[..., box[2]])[box[:2]]
     tile = tuple(options.tile_size or PRESETS[options.preset].tile_size)
     cut = inferer(options, tile)
-    axes = [cut.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
+    axes = [cut.spans(axis, 0, size, multiple=network.multiple) for axis, size in enumerate(hu.shape)]
     print(f"{tuple(hu.shape)} voxels, tiles of {tile}: {[len(spans) for spans in axes]}")
     print("                                 from input  at borders  elsewhere  largest shift  step ratio")
     for name, run in (("autoencoder", reconstruction), (f"{options.steps} steps", restoration(volume.spacing_mm))):

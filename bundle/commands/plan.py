@@ -96,8 +96,8 @@ def seconds_per_voxel(network: Restorer, inferer: RestorationInferer) -> float:
     """
     inferer = copy.copy(inferer)
     inferer.scratch = plain_pages  # nothing is written, and the output folder need not be there yet
-    rows, columns, depth = inferer.tile_size
-    shape = (min(rows, _TIMED_PIXELS), min(columns, _TIMED_PIXELS), depth // 2 + _TIMED_SLICES)
+    rows, columns, _ = inferer.tile_size
+    shape = (min(rows, _TIMED_PIXELS), min(columns, _TIMED_PIXELS), inferer.most_whole + _TIMED_SLICES)
     rounds = 1.0
     if not inferer.flows(network, shape):
         shape = _TIMED_SHAPE

@@ -26,6 +26,9 @@ from bundle.restoration.tiles import Span, cut
 
 logger = logging.getLogger(__name__)
 
+# Slices that go through whole where more would flow: what flowing them takes less in memory it takes more in time.
+MOST_WHOLE = 16
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -56,9 +59,9 @@ class RestorationInferer(Inferer):
         tile_size: H, W, D of a tile in voxels; larger than the volume means one tile along that axis.
         overlap: least share of a tile's rows and columns that neighbours repeat.
         slice_overlap: least number of slices that neighbours repeat; at most half a tile, which None stands for.
-        slices_at_once: of a volume that is deeper than half a tile, so many flow through the network at a time, none
-            twice (networks.slice_stream); tiles then cut rows and columns only. With 0, and for networks that cannot
-            (`slices_flow`), slices are cut into tiles as well.
+        slices_at_once: of a volume of more than 16 slices (half a tile, if that is less), so many flow through the
+            network at a time, none twice (networks.slice_stream); tiles then cut rows and columns only. With 0, and
+            for networks that cannot (`slices_flow`), slices are cut into tiles as well.
         steps: 1 gives the deterministic one-step restoration of the bridge; more draw samples.
         num_samples: draws that are averaged.
         flips: mirror images that one step is averaged over: 1, 2 or 4.
@@ -180,9 +183,14 @@ class RestorationInferer(Inferer):
                 hint="set fewer --steps, or a larger --start_time",
             )
 
+    @property
+    def most_whole(self) -> int:
+        """Slices of the deepest volume that goes through whole where deeper ones flow."""
+        return min(MOST_WHOLE, self.tile_size[2] // 2)
+
     def flows(self, network: Restorer, size: Sequence[int]) -> bool:
-        """Whether a volume of H, W, D will flow through this network: all that is deeper than half a tile."""
-        return size[2] > self.tile_size[2] // 2 and self.slices_at_once > 0 and network.slices_flow
+        """Whether a volume of H, W, D will flow through this network."""
+        return size[2] > self.most_whole and self.slices_at_once > 0 and network.slices_flow
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""

@@ -150,9 +150,10 @@ def test_one_round_keeps_nothing(volume, network):
     restored(volume, network, slices_at_once=4, steps=4, scratch=pages)
 
 
-def test_what_fits_half_a_tile_is_restored_in_one(network):
-    assert not inferer(tile_size=(512, 512, 2 * DEPTH)).flows(network, SIZE)
-    assert inferer(tile_size=(512, 512, 2 * DEPTH)).flows(network, (48, 48, DEPTH + 1))
+@pytest.mark.parametrize(("tile", "most"), [(48, 16), (32, 16), (20, 10)])
+def test_few_slices_are_restored_in_one(network, tile, most):
+    one = inferer(tile_size=(512, 512, tile))
+    assert not one.flows(network, (48, 48, most)) and one.flows(network, (48, 48, most + 1))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
