@@ -38,7 +38,7 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.files import file_digest, write_json
 from bundle.metrics.coverage import NORMAL_COVERAGE
 from bundle.metrics.noise import noise_level
-from bundle.networks.presets import build_restorer
+from bundle.networks.presets import PRESETS, build_restorer
 from bundle.networks.restorer import Restorer
 from bundle.networks.weights import load_weights
 from bundle.restoration.data_consistency import DataConsistency
@@ -210,7 +210,8 @@ def unknown(network: Restorer, part: Slab) -> np.ndarray:
 
 def errors(network: Restorer, part: Slab, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|clean - mean|, the samples' deviation pooled over neighbours, the slice's noise level: HU, of the body."""
-    inferer = RestorationInferer(steps=options.steps, num_samples=options.num_samples)
+    tiles = PRESETS[options.preset].tile_size
+    inferer = RestorationInferer(tile_size=tiles, steps=options.steps, num_samples=options.num_samples)
     pieces = inferer.pieces(
         torch.from_numpy(part.poor),
         network,

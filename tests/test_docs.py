@@ -23,7 +23,7 @@ WORKFLOWS = {"training": "train", "inference": "inference", "evaluation": "evalu
 STANDS_FOR = re.compile(r"^[A-Z][A-Z_]*$|\.\.\.|\$")
 # Words of other programs, a test's data set, and a row whose name is made up of its number.
 FOREIGN = {"ttl_seconds", "weights_only", "network_def", "user_list", "state_dict", "use_trace"}
-FOREIGN |= {"ge_head_tilt", "mean_of_4_flips"}
+FOREIGN |= {"ge_head_tilt", "mean_of_4_flips", "no_denoiser", "no_refiner"}
 
 
 def page_id(path):

@@ -46,7 +46,8 @@ def find_cases(
         pairs: None (or 'none'): every series is a target by itself; 'thick_thin': thick and thin series of one study,
             found from geometry; or a naming rule 'POOR -> GOOD' on the folders' names.
         validation_fold: of a datalist with folds, the one that validates.
-        folders: use only cases of folders with these names, at any depth; () for all. They come before max_samples.
+        folders: use only cases, and tell only of what is refused, of folders with these names, at any depth; () for
+            all. They come before max_samples.
         progress: called with (files read, files in all).
 
     Raises:
@@ -71,6 +72,7 @@ def find_cases(
         raise BundleError(f"dataset_dir '{root.name}' holds no usable CT volume: {reasons}")
     if folders:
         cases = _of_folders(cases, folders)
+        refused = [one for one in refused if not set(folders).isdisjoint(one.where.split("/"))]
     return Source(tuple(sorted(cases, key=lambda case: case.key)[:max_samples]), tuple(refused))
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bundle.configuration import checked_number
 from bundle.degrade.blur import InPlaneBlur
 from bundle.degrade.low_dose import apply_dose
 from bundle.degrade.slabs import PROFILES, ThickSlices
@@ -95,6 +96,8 @@ class DegradationSampling:
 
     def __post_init__(self) -> None:
         parse_kinds(self.degradation)
+        low, high = self.dose_range
+        require_doses(low, high, self.clean_fraction)
         if not 0 <= self.current_amplitude < 1:
             raise ValueError(f"current_amplitude must be at least 0 and below 1, not {self.current_amplitude}")
         if self.slice_profile not in PROFILES:
@@ -172,15 +175,25 @@ def sample_dose(rng: np.random.Generator, low: float, high: float, clean_fractio
     Returns:
         Log-uniform in [low, high] (noise is a power of dose, so equal ratios should be equally likely), or 1.0.
     """
+    require_doses(low, high, clean_fraction)
     return _draw_dose(rng, low, high, clean_fraction)[0]
+
+
+def require_doses(low: float, high: float, clean_fraction: float) -> None:
+    """Refuse doses that `sample_dose` could not draw.
+
+    Raises:
+        BundleError: when they are no numbers, or not 0 < low <= high <= 1, or the fraction is not within 0 and 1.
+    """
+    for dose in (low, high):
+        checked_number("dose", dose, float, high=1)
+    checked_number("clean_fraction", clean_fraction, float, low=0, high=1)
+    if not 0 < low <= high:
+        raise BundleError(f"dose must be above 0, and a range of doses rise: not {low} to {high}")
 
 
 def _draw_dose(rng: np.random.Generator, low: float, high: float, clean_fraction: float) -> tuple[float, bool]:
     """The dose, and whether the sample shall be left as it is."""
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"dose range must satisfy 0 < low <= high <= 1, not ({low}, {high})")
-    if not 0 <= clean_fraction <= 1:
-        raise ValueError(f"clean_fraction must be between 0 and 1, not {clean_fraction}")
     clean, position = rng.random(2)  # always two draws: what follows does not depend on which branch was taken
     if clean < clean_fraction:
         return 1.0, True

@@ -3,6 +3,7 @@
 A multiple rather than a number of HU lets one choice serve series of different noise, as a user would want it.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ class Filter:
     function: Callable[[np.ndarray, float, Parameters], np.ndarray]
     definition: str
     parameters: tuple[str, ...]
+
+
+def optional_packages() -> dict[str, bool]:
+    """Packages that some filters need and whether each is there: once it is, finished series lack rows."""
+    return {name: importlib.util.find_spec(name) is not None for name in ("bm3d",)}
 
 
 def gaussian(volume_hu: np.ndarray, noise_hu: float, parameters: Parameters) -> np.ndarray:

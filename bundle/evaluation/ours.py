@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from bundle.configuration import checked_number
+from bundle.errors import BundleError
 from bundle.evaluation.interpolation import consistent
 from bundle.evaluation.methods import Estimate, Method, Problem
 from bundle.metrics.noise import noise_level
 from bundle.networks.restorer import Restorer
 from bundle.restoration.inferer import RestorationInferer
+from bundle.restoration.mirrors import COUNTS
 from bundle.restoration.registry import NO_CARD, WeightsCard
 from bundle.restoration.uncertainty import Uncertainty
 
@@ -45,7 +48,11 @@ def our_methods(
         strengths: a row for each: the row 'restored' with that share of its change.
         card: how the deviation of those draws is calibrated.
         data_consistency: thin slices average to the thick ones that they came from.
+
+    Raises:
+        BundleError: when a row cannot be as it is asked for.
     """
+    _require_rows(sampled_steps, averaged_samples, averaged_flips, strengths)
 
     def restore(problem: Problem, chosen: RestorationInferer) -> np.ndarray:
         volume = torch.from_numpy(problem.degraded_hu)[None, None].to(device)
@@ -104,6 +111,22 @@ def our_methods(
         what = _spoken(_changed(inferer, averaged_steps, averaged_samples))
         methods.append(Method(f"mean_of_{averaged_samples}_samples", "ours", f"ours, {what}", average))
     return [*methods, without("denoiser"), without("refiner")]
+
+
+def _require_rows(
+    sampled_steps: Sequence[int], averaged_samples: int, averaged_flips: int, strengths: Sequence[float]
+) -> None:
+    if averaged_samples and checked_number("averaged_samples", averaged_samples, int, low=0) < 2:
+        raise BundleError("averaged_samples must be 2 or more, or 0 for no such row")
+    if averaged_flips not in (0, *COUNTS[1:]):
+        raise BundleError(f"averaged_flips must be 2 or 4, or 0 for no such row, not {averaged_flips}")
+    for name, asked in (("sampled_steps", sampled_steps), ("strengths", strengths)):
+        if not isinstance(asked, Sequence) or isinstance(asked, str):
+            raise BundleError(f"{name} {asked} is no list", hint=f'write "[{asked}]"')
+    for steps in sampled_steps:
+        checked_number("sampled_steps", steps, int, low=1, high=1000)
+    for strength in strengths:
+        checked_number("strengths", strength, float, low=0, high=1)
 
 
 def _keeping_the_last(restore: Callable[[Problem], np.ndarray]) -> Callable[[Problem], np.ndarray]:

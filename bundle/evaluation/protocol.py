@@ -10,8 +10,11 @@ import numpy as np
 from bundle import __version__
 from bundle.configuration import set_exit_code
 from bundle.data.sources import Case
+from bundle.degrade.composition import THICK_SLICES, parse_kinds
+from bundle.dicom.grouping import Refusal
 from bundle.errors import BundleError, ExitCode
 from bundle.evaluation import pictures
+from bundle.evaluation.classical import optional_packages
 from bundle.evaluation.floor import floor_values
 from bundle.evaluation.measures import Target
 from bundle.evaluation.methods import Estimate, Method, Problem, restricted
@@ -53,6 +56,7 @@ class ComparisonEvaluator(SeriesEvaluator):
     Args:
         dataset: items with 'image' (poor) and 'label' (target), MetaTensors (1, H, W, D) HU.
         folder: the output folder.
+        refused: what the index would not use, to be told as failed.
         header: what the tables say about degradation, weights and settings.
         baselines: methods to compare with.
         methods: names of the methods to run; None runs all.
@@ -75,6 +79,7 @@ class ComparisonEvaluator(SeriesEvaluator):
         dataset: SeriesDataset,
         *,
         folder: str | Path,
+        refused: Sequence[Refusal] = (),
         header: Mapping[str, Any],
         baselines: Sequence[Method] = (),
         methods: Sequence[str] | None = None,
@@ -92,6 +97,7 @@ class ComparisonEvaluator(SeriesEvaluator):
     ) -> None:
         super().__init__(dataset, verb="evaluating", **others)
         use_card(cast(Restorer, self.network), card)  # samples as `run inference` draws them
+        self.task = card.task
         self.folder = Path(folder)
         self.header = dict(header)
         ours = our_methods(
@@ -110,11 +116,16 @@ class ComparisonEvaluator(SeriesEvaluator):
         self.seed = seed
         self.training_record = TrainingRecord(training_file)
         self.rows: list[Row] = []
-        self.failed: dict[str, str] = {}
+        self.failed = {one.key or one.where: one.reason for one in refused if not one.foreign}
         self.missing: dict[str, str] = {}
         self.missing_on_phantom: dict[str, str] = {}
-        methods_said = {method.name: method.definition for method in self.methods}
-        decided_by = {"header": self.header, "methods": methods_said, "version": __version__, **(identity or {})}
+        decided_by = {
+            "header": self.header,
+            "methods": {method.name: method.definition for method in self.methods},
+            "packages": optional_packages(),
+            "version": __version__,
+            **(identity or {}),
+        }
         self.records = Records(self.folder, decided_by)
         dataset.finished = lambda case: self.records.load(case.key) is not None
         self.problems: dict[str, dict[str, str]] = {}
@@ -126,6 +137,7 @@ class ComparisonEvaluator(SeriesEvaluator):
             BundleError: when no series could be evaluated.
         """
         require_writable(self.folder, option="output_dir")
+        self._warn_of_task()
         super().run(global_epoch)
         if not self.rows:
             reasons = "; ".join(sorted(set(self.failed.values())))
@@ -149,6 +161,11 @@ class ComparisonEvaluator(SeriesEvaluator):
         print(table)
         partial = ExitCode.PARTIAL if self.failed else ExitCode.DONE
         set_exit_code(ExitCode.DEFECT if self.defect else partial)
+
+    def _warn_of_task(self) -> None:
+        kind = self.header.get("degradation", {}).get("kind")
+        if self.task and kind != "real" and (self.task == "thin") != (THICK_SLICES in parse_kinds(kind)):
+            logger.warning("the weights are for task '%s', these series have another degradation: %s", self.task, kind)
 
     def process(self, case: Case, data: Mapping[str, Any]) -> None:
         """Evaluate one series."""

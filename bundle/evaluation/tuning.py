@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bundle.configuration import set_exit_code
 from bundle.errors import BundleError, ExitCode
 from bundle.evaluation.chosen import SCHEMA
 from bundle.evaluation.classical import classical_method, expand
@@ -96,6 +97,8 @@ def choose_parameters(
         "failed": failed,
     }
     write_json(folder / FILE, content)
+    if failed:
+        set_exit_code(ExitCode.PARTIAL)
     lines = [f"{name:<12}{_spoken(point)}" for name, point in chosen.items()]
     return "\n".join([*lines, *(f"{name:<12}{reason}" for name, reason in missing.items())])
 

@@ -101,9 +101,24 @@ PRESETS["tiny"] = replace(PRESETS["small"], denoiser_channels=(8, 16), denoiser_
 PRESETS["tiny"] = replace(PRESETS["tiny"], refiner_features=(4, 8, 8))
 
 
+def preset_of(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        BundleError: when there is none.
+    """
+    if name not in PRESETS:
+        raise BundleError(f"preset '{name}' is unknown", hint=f"use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
 def tile_size(preset: str, asked: Sequence[int] | str) -> Sequence[int] | str:
-    """What `asked` says (H, W, D), or the preset's own tiles where it is 'auto'."""
-    return PRESETS[preset].tile_size if asked == "auto" and preset in PRESETS else asked
+    """What `asked` says (H, W, D), or the preset's own tiles where it is 'auto'.
+
+    Raises:
+        BundleError: for an unknown preset.
+    """
+    return preset_of(preset).tile_size if asked == "auto" else asked
 
 
 def build_restorer(
@@ -135,11 +150,9 @@ def build_restorer(
     Raises:
         BundleError: for an unknown preset, package, window set or sampler, or values that cannot work.
     """
-    if preset not in PRESETS:
-        raise BundleError(f"preset '{preset}' is unknown", hint=f"use one of {', '.join(PRESETS)}")
+    chosen = preset_of(preset)
     if networks_from not in ("generative", "core"):
         raise BundleError(f"networks_from '{networks_from}' is unknown", hint="use 'generative' or 'core'")
-    chosen = PRESETS[preset]
     units = _units(chosen.windows if windows == "auto" else windows)
     if chosen.lossless and units.channels != 1:
         raise BundleError(f"windows 'clinical' cannot be used with preset '{preset}'", hint="use preset 'full'")

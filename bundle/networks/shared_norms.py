@@ -12,13 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class SharedNorms:
     """GroupNorms of a network and what was gathered for them; false where there are none.
 
     A norm that runs several times in one pass (a denoiser, once for each step) has statistics for each of its calls.
-    Each pass has to stand in a `with` block of its own, which counts the calls from the start.
+    Each pass has to stand in a `with` block of its own, which counts the calls from the start; two at a time, from two
+    threads, would count each other's. All that is gathered comes before what it is applied to.
 
     Args:
         norms: of one network (`Restorer.window_norms`).
@@ -28,6 +30,8 @@ class SharedNorms:
         self._norms = norms
         # By norm and call: number of values, their sum, and the sum of their squares, (3, groups) float64.
         self._sums: dict[tuple[int, int], torch.Tensor] = {}
+        # The same to mean and variance of each channel, (2, C) float32 where the network runs.
+        self._found: dict[tuple[int, int], torch.Tensor] = {}
 
     def __bool__(self) -> bool:
         return bool(self._norms)
@@ -50,15 +54,16 @@ class SharedNorms:
         return nn.GroupNorm.forward(norm, x)
 
     def _normalised(self, norm: nn.GroupNorm, key: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
-        count, total, squares = self._sums[key]
-        mean = total / count
-        rate = (squares / count - mean**2).clamp_min(0).add(norm.eps).rsqrt()
-        each = norm.num_channels // norm.num_groups
-        scale, shift = (s.repeat_interleave(each).float().to(x.device) for s in (rate, -mean * rate))
-        if norm.affine:
-            scale, shift = scale * norm.weight.float(), shift * norm.weight.float() + norm.bias.float()
-        along = (-1, *[1] * (x.ndim - 2))
-        return torch.addcmul(shift.view(along), x.float(), scale.view(along)).to(x.dtype)
+        if key not in self._found:
+            count, total, squares = self._sums[key]
+            mean = total / count
+            statistics = torch.stack([mean, (squares / count - mean**2).clamp_min(0)])
+            each = norm.num_channels // norm.num_groups
+            self._found[key] = statistics.repeat_interleave(each, dim=1).float().to(x.device)
+        mean, variance = self._found[key]
+        weight, bias = (None if one is None else one.float() for one in (norm.weight, norm.bias))
+        # Batch normalisation in use takes no statistics from what it is given.
+        return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
 
     @contextmanager
     def _instead(

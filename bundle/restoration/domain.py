@@ -40,6 +40,10 @@ PROPERTIES = {
 }
 
 
+# How the weights of a task are asked for.
+_HOW = {"denoise": "without --slice_spacing_mm", "thin": "--slice_spacing_mm"}
+
+
 @dataclass(frozen=True)
 class Domain:
     """Whether a series is within the domain of the weights, and why not.
@@ -71,7 +75,7 @@ class Domain:
     @property
     def warning(self) -> str:
         """What a person is told of a series outside."""
-        others = "".join(f"; within that of the weights for task '{task}' (--task {task})" for task in self.fits)
+        others = "".join(f"; within that of the weights for task '{task}' ({_HOW[task]})" for task in self.fits)
         return f"outside the weights' domain: {'; '.join(self.reasons)}{others}"
 
     def described(self) -> dict[str, Any]:
@@ -93,8 +97,8 @@ def domain_of(
         source: the series.
         ranges: as for `judge`.
         objections: as for `judge`.
-        others: task -> ranges of the weights for other tasks, for a series outside. The slice spacing is no matter
-            there: it is what these tasks differ in.
+        others: task -> ranges of the weights for other tasks, for a series outside whose slice thickness is known. The
+            slice spacing is no matter there: it is what these tasks differ in.
         strict: refuse what is outside.
 
     Raises:
@@ -106,8 +110,9 @@ def domain_of(
     if domain.inside:
         return domain
     elsewhere = {name: value for name, value in domain.measured.items() if name != "slice_mm"}
-    fits = tuple(task for task, known in (others or {}).items() if judge(elsewhere, known).inside)
-    domain = replace(domain, fits=fits)
+    if domain.measured["thickness_mm"] is not None:
+        fits = tuple(task for task, known in (others or {}).items() if judge(elsewhere, known).inside)
+        domain = replace(domain, fits=fits)
     if strict:
         raise BundleError(domain.warning, hint="or set --strict_domain false")
     return domain

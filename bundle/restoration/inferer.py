@@ -15,6 +15,7 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.process import State
 from bundle.errors import BundleError
 from bundle.networks.precision import Precision, resolve_precision
+from bundle.networks.presets import PRESETS
 from bundle.networks.restorer import Restorer
 from bundle.networks.shared_norms import SharedNorms
 from bundle.pages import Pages, plain_pages
@@ -76,7 +77,7 @@ class RestorationInferer(Inferer):
     def __init__(
         self,
         *,
-        tile_size: Sequence[int] = (512, 512, 48),
+        tile_size: Sequence[int] = PRESETS["small"].tile_size,
         overlap: float = 0.25,
         slice_overlap: int | None = None,
         slices_at_once: int = 4,

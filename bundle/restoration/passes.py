@@ -17,7 +17,7 @@ from bundle.restoration.region import Box, dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile
 
 # Slabs whose tiles norms take their statistics from: each costs the time of a slab once more.
-_MOST_GATHERED = 4
+MOST_GATHERED = 4
 
 
 class Finished(NamedTuple):
@@ -77,7 +77,7 @@ class Passage:
             slabs: along the slices, in order.
             batch: tiles at a time.
             norms: of the network; where there are several tiles they take the statistics of all, or of those of four
-                slabs evenly spread over more.
+                slabs evenly spread over more (of their own window where all of these are air).
         """
         norms = norms or SharedNorms()
         self._gather(slabs, norms)
@@ -110,7 +110,7 @@ class Passage:
         """Let norms see tiles of the whole volume, where it has several."""
         if not norms:
             return
-        chosen = sorted({(2 * n + 1) * len(slabs) // (2 * _MOST_GATHERED) for n in range(_MOST_GATHERED)})
+        chosen = sorted({(2 * n + 1) * len(slabs) // (2 * MOST_GATHERED) for n in range(MOST_GATHERED)})
         for slices in (slabs[number] for number in chosen):
             slab = self.slab(slices.start, slices.stop)
             level, tiles = self.level(slices.start, slab), self.tiles(self.box(slab), slices)

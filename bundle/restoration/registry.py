@@ -5,6 +5,7 @@ leaves unknown (for the sampler) and the scale that makes the uncertainty right.
 weights, everything works, and the summary says that nothing is known.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -137,8 +138,13 @@ def objections(card: WeightsCard, *, slice_spacing_mm: float | None) -> tuple[st
 
 def other_domains(weights_file: str | Path, card: WeightsCard) -> dict[str, dict[str, Any]]:
     """Task -> domain of the weights for other tasks than `card`'s that lie beside these; {} where it says no task."""
-    cards = _described(Path(weights_file).parent).values() if card.task else ()
-    return {one.task: one.domain for one in cards if one.domain and one.task not in ("", card.task)}
+    found: dict[str, dict[str, Any]] = {}
+    for path in _with_json(Path(weights_file).parent) if card.task else ():
+        with contextlib.suppress(BundleError):  # JSON of another kind, or damaged: of weights that are not in use
+            one = _parsed(card_path(path))
+            if one.domain and one.task not in ("", card.task):
+                found.setdefault(one.task, one.domain)
+    return found
 
 
 def weights_for(task: str, folder: str | Path) -> str:
@@ -148,7 +154,7 @@ def weights_for(task: str, folder: str | Path) -> str:
         BundleError: when the task is unknown, or the folder has no weights for it.
     """
     _require_task(task)
-    fitting = [path for path, card in _described(Path(folder)).items() if card.task == task]
+    fitting = [path for path in _with_json(Path(folder)) if _parsed(card_path(path)).task == task]
     if fitting:
         return str(fitting[0])
     if task == "denoise":
@@ -159,10 +165,10 @@ def weights_for(task: str, folder: str | Path) -> str:
     )
 
 
-def _described(folder: Path) -> dict[Path, WeightsCard]:
-    """The weights of a folder that have a card, by name."""
+def _with_json(folder: Path) -> list[Path]:
+    """The weights of a folder that have a JSON beside them, by name."""
     files = [path.with_suffix(".pt") for path in sorted(folder.glob("*.json"))]
-    return {path: _parsed(card_path(path)) for path in files if path.is_file()}
+    return [path for path in files if path.is_file()]
 
 
 def _require_task(task: str) -> None:

@@ -68,7 +68,7 @@ class CsvSink:
     """A row per step and per validation, each with the CPU time in s that this process had taken since the run began.
 
     A run that goes on adds to the time of the last row that it keeps, so that curves over equal time can be drawn from
-    the file. Validation and reading the data count, too; a GPU's time does not.
+    the file. Validation counts, too, and reading the data where no workers do it; a GPU's time does not.
 
     Args:
         path: of the file.
@@ -76,13 +76,13 @@ class CsvSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._began = time.process_time()
+        self._began: float | None = time.process_time()
 
     def start(self, iteration: int) -> None:
         """Drop rows of steps that a killed run took after its last checkpoint: they are taken again."""
         rows = [row for row in read_rows(self.path) if int(row["step"]) <= iteration] if iteration else []
-        before = float(rows[-1].get("process_seconds") or 0.0) if rows else 0.0
-        self._began = time.process_time() - before
+        before = rows[-1].get("process_seconds") if rows else "0"  # none in the table of an older version
+        self._began = time.process_time() - float(before) if before else None
         with whole_file(self.path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
@@ -100,7 +100,8 @@ class CsvSink:
         """Nothing: every row was written."""
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        row = {**row, "process_seconds": f"{time.process_time() - self._began:.1f}"}
+        if self._began is not None:
+            row = {**row, "process_seconds": f"{time.process_time() - self._began:.1f}"}
         with self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS).writerow(row)
 

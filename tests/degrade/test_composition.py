@@ -156,5 +156,7 @@ def test_doses_are_log_uniform_with_clean_ones():
 
 @pytest.mark.parametrize("limits", [(0, 0.5, 0), (0.5, 0.1, 0), (0.5, 1.1, 0), (0.1, 0.5, 2)])
 def test_impossible_dose_ranges_are_refused(limits):
-    with pytest.raises(ValueError, match=r"dose range|clean_fraction"):
+    with pytest.raises(BundleError, match=r"dose must|clean_fraction must"):
         sample_dose(np.random.default_rng(0), *limits)
+    with pytest.raises(BundleError, match=r"dose must|clean_fraction must"):
+        DegradationSampling(dose_range=limits[:2], clean_fraction=limits[2])

@@ -9,9 +9,11 @@ from phantom_series import phantom_hu
 from shaken_networks import shaken
 
 from bundle.degrade.slabs import ThickSlices
+from bundle.errors import BundleError
 from bundle.evaluation.methods import Problem
 from bundle.evaluation.ours import our_methods
 from bundle.metrics.noise import noise_level
+from bundle.networks.presets import build_restorer
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.registry import NO_CARD, Calibration
 
@@ -115,3 +117,20 @@ def test_weights_for_thin_slices_keep_the_thick_ones(rows):
         np.testing.assert_allclose(kept @ averages.T, target @ averages.T, atol=0.01)
         assert np.abs((plain - target) @ averages.T).max() > 0.1
         assert np.linalg.norm(kept - target) < np.linalg.norm(plain - target)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"averaged_samples": 1}, "averaged_samples must be 2 or more"),
+        ({"averaged_samples": 2.5}, "averaged_samples must be a whole number"),
+        ({"averaged_flips": 3}, "averaged_flips must be 2 or 4"),
+        ({"strengths": 0.5}, "strengths 0.5 is no list"),
+        ({"strengths": [1.5]}, "strengths must be"),
+        ({"sampled_steps": "4"}, "sampled_steps 4 is no list"),
+        ({"sampled_steps": [0]}, "sampled_steps must be"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused_by_name(asked, named):
+    with pytest.raises(BundleError, match=named):
+        our_methods(build_restorer("tiny"), RestorationInferer(), device=torch.device("cpu"), **asked)

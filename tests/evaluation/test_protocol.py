@@ -2,6 +2,8 @@
 
 import functools
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -96,6 +98,50 @@ def test_a_stopped_evaluation_goes_on_with_the_next_series(tmp_path, weights, mo
     assert parts == whole and len(seen) == 1
     run(tmp_path / "in", tmp_path / "parts", weights, seed=3, **only)
     assert len(seen) == 3, "other noise: all again"
+
+
+def test_a_package_that_came_since_is_a_reason_to_evaluate_again(tmp_path, weights, monkeypatch):
+    write_phantom_series(tmp_path / "in", slices=3, size=48)
+    options = {"classical": ["bm3d"], "methods": ["bm3d"]}
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    monkeypatch.setattr(protocol, "optional_packages", lambda: {"bm3d": False})
+    assert "bm3d" in run(tmp_path / "in", tmp_path / "out", weights, **options)["missing"]
+    monkeypatch.setitem(sys.modules, "bm3d", types.SimpleNamespace(bm3d=lambda image, *_, **__: image))
+    monkeypatch.setattr(protocol, "optional_packages", lambda: {"bm3d": True})
+    found = run(tmp_path / "in", tmp_path / "out", weights, **options)
+    assert "bm3d" in {row["method"] for row in found["rows"]} and "bm3d" not in found["missing"]
+
+
+def test_what_the_index_refuses_is_told_and_makes_the_result_partial(tmp_path, weights):
+    write_phantom_series(tmp_path / "in" / "good", patient="good", slices=3, size=48)
+    write_phantom_series(tmp_path / "in" / "gap", patient="gap", slices=6, size=48)
+    sorted((tmp_path / "in" / "gap").iterdir())[2].unlink()
+    found = run(tmp_path / "in", tmp_path / "out", weights, methods=["restored"])
+    assert exit_code() == ExitCode.PARTIAL and len({row["series"] for row in found["rows"]}) == 1
+    (reason,) = found["failed"].values()
+    assert "missing" in reason
+    run(tmp_path / "in", tmp_path / "only", weights, methods=["restored"], validation_folders=["good"])
+    assert exit_code() == ExitCode.DONE, "of other folders nothing is told"
+
+
+@pytest.mark.parametrize(("task", "degradation"), [("thin", "low_dose"), ("denoise", "thick_slices")])
+def test_weights_for_another_task_are_warned_of(tmp_path, capsys, task, degradation):
+    write_phantom_series(tmp_path / "in", slices=6, size=48)
+    weights = write_tiny_weights(tmp_path / "model.pt", part="denoiser", scale=0.02)
+    weights.with_suffix(".json").write_text(json.dumps({"schema": 1, "task": task}))
+    run(tmp_path / "in", tmp_path / "out", weights, methods=["restored"], degradation=degradation)
+    assert f"the weights are for task '{task}'" in capsys.readouterr().err
+    weights.with_suffix(".json").write_text(json.dumps({"schema": 1, "task": "denoise"}))
+    run(tmp_path / "in", tmp_path / "other", weights, methods=["restored"])
+    assert "the weights are for" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dose", [0, 2, "full"])
+def test_a_dose_that_cannot_be_is_refused_by_name(tmp_path, weights, dose):
+    write_phantom_series(tmp_path / "in", slices=3, size=48)
+    with pytest.raises(RuntimeError) as raised:
+        run(tmp_path / "in", tmp_path / "out", weights, dose=dose)
+    assert "dose must be" in str(find_bundle_error(raised.value))
 
 
 def test_an_unforeseen_error_in_one_series_leaves_the_others_in_the_table(tmp_path, weights, monkeypatch):

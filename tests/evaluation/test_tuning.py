@@ -7,6 +7,7 @@ import pytest
 from monai.data import MetaTensor
 from phantom_series import phantom_hu
 
+from bundle.configuration import exit_code
 from bundle.data.sources import Case
 from bundle.errors import BundleError, ExitCode, InterruptedRun
 from bundle.evaluation import classical
@@ -74,7 +75,7 @@ def test_a_series_or_a_package_that_fails_is_named_and_the_rest_goes_on(tmp_path
     content = json.loads((tmp_path / FILE).read_text())
     assert set(content["chosen"]) == {"gaussian", "tv3d"}
     assert content["missing"] == {"bm3d": "the package is not installed"}
-    assert content["failed"] == {"key-60.0": "cannot be read"}
+    assert content["failed"] == {"key-60.0": "cannot be read"} and exit_code() == ExitCode.PARTIAL
     with pytest.raises(BundleError, match="no parameters could be chosen"):
         choose_parameters(dataset(60.0, fail=("60.0",)), grids=GRIDS, folder=tmp_path)
 

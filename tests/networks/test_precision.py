@@ -31,7 +31,7 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize(("able", "dtype"), [(True, BF16), (False, None)])
 @pytest.mark.parametrize("mode", ["auto", True])
-def test_auto_on_a_cpu_is_bfloat16_where_the_cpu_has_it(cpu, mode, able, dtype):
+def test_auto_on_a_cpu_is_bfloat16_where_the_cpu_is_faster_in_it(cpu, mode, able, dtype):
     cpu(able)
     assert resolve_precision(mode, "cpu") == Precision("cpu", dtype)
 

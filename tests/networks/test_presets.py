@@ -105,7 +105,8 @@ def test_tiles_are_the_presets_or_those_asked_for():
         assert tile_size(preset, "auto") == chosen.tile_size
         assert all(n % on_meta(preset).multiple == 0 for n in chosen.tile_size[:2])
         assert tile_size(preset, [64, 64, 8]) == [64, 64, 8]
-    assert tile_size("unknown", "auto") == "auto", "which the inferer refuses, should the preset not be refused before"
+    with pytest.raises(BundleError, match="preset 'huge'"):
+        tile_size("huge", "auto")
 
 
 @pytest.mark.parametrize("preset", ["small", "full", "full_quarter", "tiny"])

@@ -45,15 +45,20 @@ def test_an_objection_is_a_reason_whatever_is_measured():
         assert domain.word == "no" and domain.reasons == ("made for something else",)
 
 
-def test_of_a_series_outside_the_weights_that_it_fits_are_named():
-    noisy = nifti(phantom_hu(slices=6, size=128))  # 15 HU
-    others = {"denoise": {"noise_hu": [5, 190], "slice_mm": [8, 9]}, "sharpen": {"noise_hu": [200, 300]}}
+def test_of_a_series_outside_the_weights_that_it_fits_are_named(tmp_path):
+    write_phantom_series(tmp_path, slices=6, size=128)
+    noisy = read_volume(str(tmp_path))  # 15 HU
+    others = {"denoise": {"noise_hu": [5, 190], "slice_mm": [8, 9]}, "thin": {"noise_hu": [200, 300]}}
     domain = domain_of(noisy, {"noise_hu": [6, 10]}, others=others)
     assert domain.fits == ("denoise",) and domain.described()["fits_tasks"] == ["denoise"]
-    assert domain.warning.endswith("is above 10; within that of the weights for task 'denoise' (--task denoise)")
-    with pytest.raises(BundleError, match="--task denoise"):
+    assert domain.warning.endswith(
+        "is above 10; within that of the weights for task 'denoise' (without --slice_spacing_mm)"
+    )
+    with pytest.raises(BundleError, match="without --slice_spacing_mm"):
         domain_of(noisy, {"noise_hu": [6, 10]}, others=others, strict=True)
     assert domain_of(noisy, {"noise_hu": [6, 190]}, others=others).fits == ()
+    without_thickness = nifti(phantom_hu(slices=6, size=128))
+    assert domain_of(without_thickness, {"noise_hu": [6, 10]}, others=others).fits == ()
 
 
 def test_what_is_unknown_on_either_side_says_nothing():

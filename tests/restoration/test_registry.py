@@ -106,6 +106,8 @@ def test_domains_of_other_tasks_are_those_of_the_weights_beside(tmp_path):
     thin = weights(tmp_path, "thin", task="thin", domain={"noise_hu": [1, 9]})
     denoise = weights(tmp_path, "model", task="denoise", domain={"noise_hu": [2, 8]})
     (tmp_path / "settings.json").write_text("{}")  # of no weights
+    (tmp_path / "other.pt").write_bytes(b"")
+    (tmp_path / "other.json").write_text("{}")  # no card
     assert other_domains(denoise, read_card(denoise)) == {"thin": {"noise_hu": [1, 9]}}
     assert other_domains(thin, read_card(thin)) == {"denoise": {"noise_hu": [2, 8]}}
     assert other_domains(denoise, NO_CARD) == {}

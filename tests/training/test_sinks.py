@@ -54,6 +54,17 @@ def test_the_cpu_time_goes_on_after_a_kill(tmp_path):
     assert seconds == sorted(seconds)
 
 
+def test_the_cpu_time_of_a_run_that_an_older_version_began_is_left_out(tmp_path):
+    columns = [name for name in COLUMNS if name != "process_seconds"]
+    with (tmp_path / "metrics.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerow({"step": 1, "loss": 1.0})
+    sink = CsvSink(tmp_path / "metrics.csv")
+    tell([sink], [2], start=1)
+    assert [row["process_seconds"] for row in read_rows(sink.path)] == ["", "", ""]
+
+
 def test_another_run_in_the_folder_begins_another_table(tmp_path):
     sink = CsvSink(tmp_path / "metrics.csv")
     tell([sink], range(1, 4))
