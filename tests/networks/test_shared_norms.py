@@ -30,13 +30,24 @@ def test_windows_of_any_size_together_give_the_norm_of_the_whole(affine):
     assert (found - norm(windows[0])).abs().mean() > 0.1  # which a window by itself does not
 
 
-def test_samples_of_a_batch_are_windows_too():
+def test_rows_that_a_network_makes_of_a_window_keep_apart():
+    """As where two latents are decoded at once: the statistics of one must not enter the other's."""
     norm = random_norm()
     shared = SharedNorms([norm])
-    with shared.gathering():
-        norm(torch.cat(X.split(4, dim=2)))
+
+    def difference(windows: torch.Tensor) -> torch.Tensor:
+        one, other = norm(torch.cat([windows, 9 * windows.square()])).chunk(2)
+        return one - other
+
+    expected = difference(X)
+    for window in X.split([2, 6], dim=2):
+        with shared.gathering():
+            difference(window)
     with shared.applied():
-        torch.testing.assert_close(norm(X), nn.GroupNorm.forward(norm, X), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(difference(X), expected, atol=1e-4, rtol=1e-4)
+        batch = torch.cat([X, X.flip(2)])
+    with shared.applied():
+        torch.testing.assert_close(difference(batch), torch.cat([expected, expected.flip(2)]), atol=1e-4, rtol=1e-4)
 
 
 def test_each_call_of_a_pass_has_its_own_statistics():
