@@ -202,7 +202,7 @@ def memory() -> list[tuple[str, float]]:
 
     _, network, inferer = methods(None)
     found = [("network loaded", peak())]
-    for size, depth in ((256, 8), (256, 24), (512, 8), (512, 16), (512, 24), (512, 32), (512, 48)):
+    for size, depth in ((256, 8), (256, 24), (512, 8), (512, 16), (512, 24), (512, 32), (512, 40)):
         ours(network, inferer, 1)(slices(None, depth)[0][:size, :size])
         found.append((f"tile {size} x {size} x {depth}", peak()))
     return found

@@ -30,8 +30,8 @@ from bundle.restoration.tiles import Span, plain
 
 FLOWING = [4, 16]  # slices at once; the first is the default
 # Tile sizes and the slices that neighbours repeat; the first is the default of networks whose slices cannot flow.
-TILES = [((512, 512, 48), 24), ((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
-IN_PLANE = [((512, 512, 48), 24), ((256, 256, 48), 24), ((128, 128, 48), 24)]  # where that is a cut through the plane
+TILES = [((512, 512, 40), 20), ((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
+IN_PLANE = [((512, 512, 40), 20), ((256, 256, 40), 20), ((128, 128, 40), 20)]  # where that is a cut through the plane
 DISTANCES = 14
 MULTIPLE = 16  # of the presets' networks
 

@@ -74,7 +74,7 @@ PRESETS = {
         refiner_features=(32, 64, 96),
         windows="linear",
         sampler="bridge",
-        tile_size=(512, 512, 48),
+        tile_size=(512, 512, 40),
     ),
     "full": Preset(
         autoencoder_channels=(96, 192, 384, 512),

@@ -15,7 +15,7 @@ from bundle.restoration.region import touchable
 
 script = load_script("measure_tiles")
 CT = ROOT.parent / "shared" / "data" / "ct"
-RESOLUTION_HU = 2.0**-13  # between neighbouring float32 numbers from 1024 to 2048, which bones have
+RESOLUTION_HU = 2.0**-11  # of a change of 1 HU in half precision, in which a study's changes are kept
 ROUNDING_HU = 0.25  # mean absolute error of rounding to whole HU, as stored values are
 
 
@@ -93,7 +93,7 @@ def shipped_and(series):
 @pytest.mark.skipif(not CT.is_dir(), reason="no shared data")
 @pytest.mark.parametrize("steps", [1, 4])
 def test_no_seam_with_the_shipped_weights(steps):
-    """Where passes or default tiles meet, the whole is met as well as elsewhere, to what float32 can tell of HU."""
+    """Where passes or default tiles meet, the whole is met as well as elsewhere, to what changes are kept in."""
     network, volume = shipped_and("lidc_0314")
     box = (slice(160, 320), slice(160, 320), slice(72))
     hu, body = torch.from_numpy(volume.array[box].copy()), touchable(volume.array)[box]
