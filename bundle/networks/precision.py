@@ -101,7 +101,7 @@ def _require_kernels(device: torch.device | str) -> None:
 def _cpu_is_faster_in_bfloat16() -> bool:
     """Without these instructions bfloat16 convolutions run slower than float32.
 
-    AVX-512's alone make them twice as fast on AMD's processors and half as fast on Intel's, where AMX is what counts
+    AVX-512's alone make them twice as fast on AMD's processors and slower on Intel's, where AMX is what counts
     (which virtual machines may hide; docs/performance.md).
     """
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
