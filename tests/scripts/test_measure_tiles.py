@@ -107,7 +107,7 @@ def test_no_seam_with_the_shipped_weights(steps):
     _, at, elsewhere, shift, ratio = script.figures(*flowing, whole, hu, body)
     assert at < 1e-3 and at < 1.5 * elsewhere and shift < 1e-4 and abs(ratio - 1) < 1e-3
     tiles = restored(slices_at_once=0)
-    assert [len(axis) for axis in tiles[1]] == [1, 1, 2]
+    assert [len(axis) for axis in tiles[1]] == [1, 1, 3]
     _, at, elsewhere, shift, ratio = script.figures(*tiles, whole, hu, body)
     assert at < elsewhere + RESOLUTION_HU and shift < 1e-4 and abs(ratio - 1) < 1e-3
     at_tiles = {}
