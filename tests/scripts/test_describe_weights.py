@@ -68,13 +68,13 @@ def thin_volume(tmp_path):
 
 
 def test_slices_are_made_poor_as_the_task_says(script, thin_volume):
-    options = argparse.Namespace(preset="tiny", task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
+    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
     part = script.slab(thin_volume, options)
     expected = ThickSlices(thickness_mm=5.0).apply(thin_volume.array, step_mm=1.0)[16:48, 16:48, 13:17]
     np.testing.assert_allclose(part.poor, expected, atol=1e-3)  # as of the whole series
     np.testing.assert_array_equal(part.clean, thin_volume.array[16:48, 16:48, 13:17])
     assert part.noise_hu.shape == (4,) and part.spacing_mm == thin_volume.spacing_mm and part.first == 13
-    quarter = script.slab(thin_volume, argparse.Namespace(preset="tiny", **{**vars(options), "task": "denoise"}))
+    quarter = script.slab(thin_volume, argparse.Namespace(**{**vars(options), "task": "denoise"}))
     assert quarter.poor.std() > quarter.clean.std() > part.poor.std()
 
 
@@ -102,7 +102,7 @@ def test_errors_of_thin_slices_are_of_those_that_keep_the_thick_ones(script, thi
 
 def test_the_domain_of_weights_for_thin_slices_is_that_of_what_they_are_given(script, tmp_path):
     write_phantom_series(tmp_path, slices=30, spacing=(0.8, 0.8, 1.0))
-    options = argparse.Namespace(preset="tiny", task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
+    options = argparse.Namespace(task="thin", slice_thickness_mm=[5.0, 3.0], size=32, slices=4)
     domain = script.measured_domain([read_volume(str(tmp_path))], options)
     low, high = domain["thickness_mm"]
     assert 2.5 < low <= 3 and 5 <= high < 6, "the thick slices', not the thin ones that they were made of"
