@@ -142,7 +142,7 @@ def other_domains(weights_file: str | Path, card: WeightsCard) -> dict[str, dict
     for path in _with_json(Path(weights_file).parent) if card.task else ():
         with contextlib.suppress(BundleError):  # JSON of another kind, or damaged: of weights that are not in use
             one = _parsed(card_path(path))
-            if one.domain and one.task not in ("", card.task):
+            if one.domain and one.task in TASKS and one.task != card.task:
                 found.setdefault(one.task, one.domain)
     return found
 

@@ -105,6 +105,7 @@ def test_weights_are_chosen_by_task(tmp_path):
 def test_domains_of_other_tasks_are_those_of_the_weights_beside(tmp_path):
     thin = weights(tmp_path, "thin", task="thin", domain={"noise_hu": [1, 9]})
     denoise = weights(tmp_path, "model", task="denoise", domain={"noise_hu": [2, 8]})
+    weights(tmp_path, "another", task="sharpen", domain={"noise_hu": [1, 9]})  # of a later version
     (tmp_path / "settings.json").write_text("{}")  # of no weights
     (tmp_path / "other.pt").write_bytes(b"")
     (tmp_path / "other.json").write_text("{}")  # no card
