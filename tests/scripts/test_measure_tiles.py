@@ -113,9 +113,10 @@ def test_no_seam_with_the_shipped_weights(steps):
     at_tiles = {}
     for overlap in (4, 8, 16):
         tiles = restored(slices_at_once=0, tile_size=(512, 512, 32), slice_overlap=overlap)
-        _, at_tiles[overlap], _, shift, _ = script.figures(*tiles, whole, hu, body)
+        _, at_tiles[overlap], _, shift, ratio = script.figures(*tiles, whole, hu, body)
         assert shift < 0.5
     assert at_tiles[16] < at_tiles[8] / 4 < at_tiles[4] / 8
+    assert at_tiles[16] < ROUNDING_HU / 50 and abs(ratio - 1) < 2e-3
 
 
 @pytest.mark.full
