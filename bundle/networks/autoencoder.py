@@ -60,6 +60,7 @@ class Autoencoder(nn.Module):
 
     def distribution(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the raw latent of x (B, C, H, W, D)."""
+        self._learns()
         x = to_slices_first(x)
         if self.exact_path:
             features = _through(self.net.encoder.blocks, x)
@@ -73,6 +74,7 @@ class Autoencoder(nn.Module):
 
     def decode_raw(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the image (B, 1, H, W, D) of a raw latent."""
+        self._learns()
         latent = to_slices_first(latent)
         if not self.exact_path:
             return from_slices_first(self.net.decode(latent).float())
@@ -126,10 +128,9 @@ class Autoencoder(nn.Module):
         While a graph is recorded there may be no values to look at: what was found last counts, until weights are
         loaded.
         """
-        weights = list(self.net.parameters())
-        if not self.exact_path or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
-            _look_again(self)
+        if self._learns() or not self.exact_path:
             return False
+        weights = list(self.net.parameters())
         if torch.compiler.is_compiling() or any(isinstance(weight, FakeTensor) for weight in weights):
             return bool(self._found["lossless"])
         if any(weight.is_inference() for weight in weights):  # they do not tell when they change
@@ -141,6 +142,16 @@ class Autoencoder(nn.Module):
             self._found["lossless"] = is_lossless(self.net, factor=self.factor)
             self._found["weights"] = seen
         return bool(self._found["lossless"])
+
+    def _learns(self) -> bool:
+        """Whether weights get a gradient; if so, what they were found to be is forgotten.
+
+        An optimizer that is fused changes weights without counting it in their `_version`.
+        """
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.net.parameters())
+        if learns:
+            _look_again(self)
+        return learns
 
     @torch.no_grad()
     def measure(self, raw_latents: torch.Tensor) -> None:

@@ -112,3 +112,17 @@ def test_a_network_that_cannot_be_lossless_is_not():
     with pytest.raises(ValueError, match="GroupNorm does not leave its input as it is"):
         lossless_start(net, factor=4)
     assert not is_lossless(net, factor=4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_that_an_optimizer_changed_are_looked_at_again(fused):
+    """A fused optimizer does not count its changes in the weights' `_version`."""
+    autoencoder, x = lossless(4), images()
+    with torch.no_grad():
+        assert autoencoder.only_changes_basis()
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=1e-3, fused=fused)
+    autoencoder.decode_raw(autoencoder.distribution(x)[0]).square().mean().backward()
+    optimizer.step()
+    autoencoder.requires_grad_(False)
+    assert not autoencoder.only_changes_basis()
+    torch.testing.assert_close(autoencoder.encode(x), autoencoder.distribution(x)[0], rtol=1e-5, atol=1e-5)
