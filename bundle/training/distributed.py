@@ -4,6 +4,7 @@ The process group is Ignite's `idist`. What can fail for one process only is don
 value or error, is told to all, so that nobody waits for a process that has given up.
 """
 
+import atexit
 import contextlib
 import datetime
 import gc
@@ -42,12 +43,17 @@ def start(backend: str = "auto", *, timeout_minutes: float = 60.0) -> None:
             hint="ask for a node with more, start fewer processes, or use --backend gloo",
         )
     idist.initialize(chosen, timeout=datetime.timedelta(minutes=timeout_minutes))
+    if chosen == "gloo":
+        # After an error, too: a thread of it that is alive when the interpreter ends can abort the process.
+        # Not for NCCL, which at its end may wait for a process that is lost.
+        atexit.register(stop)
 
 
 def stop() -> None:
     """Leave the process group."""
     if idist.get_world_size() > 1:
         idist.finalize()
+        gc.collect()
 
 
 def require_started() -> None:

@@ -173,6 +173,7 @@ class BundleTrainer(SupervisedTrainer):
         Raises:
             InterruptedRun: also when another process of the run is lost.
         """
+        self.at_exit.callback(self._unwrap)  # DDP would keep the process group alive (see `distributed.start`)
         with self.at_exit, distributed.lost_process():
             super().run()
 
@@ -315,6 +316,9 @@ class BundleTrainer(SupervisedTrainer):
             trains = ", ".join(sorted(phase.trains))
             logger.info("phase '%s': %d steps, trains %s", phase.name, span.end - span.first, trains)
         return span
+
+    def _unwrap(self) -> None:
+        self.network = self.step
 
     def measure_latents(self, epoch: int = 0) -> None:
         """Measure the latent's scale once, from fixed patches of `epoch`; a loaded checkpoint brings its own."""

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import pathlib
 import signal
 import socket
 
@@ -77,6 +78,8 @@ def child(rank, port, scans, cache, folder):
     found = {}
     found["alone"] = run(scans, cache, folder / "alone").get("error")  # without multi_gpu.yaml
     found["whole"] = run(scans, cache, folder / "whole", **many)
+    distributed.stop()
+    found["threads left"] = [name for name in threads() if "gloo" in name]
     found["accumulated"] = run(scans, cache, folder / "accumulated", gradient_accumulation_steps=2, **many)
     found["stopped"] = run(scans, cache, folder / "stopped", stop=STOP if rank == 1 else None, **many)
     found["resumed"] = run(scans, cache, folder / "stopped", **many)
@@ -89,6 +92,11 @@ def child(rank, port, scans, cache, folder):
     torch.save(found, folder / f"seen_{rank}.pt")
     found["lost"] = run(scans, cache, folder / "lost", lose=4 if rank == 1 else None, **many)
     torch.save(found, folder / f"seen_{rank}.pt")
+
+
+def threads():
+    """Names of this process's threads."""
+    return [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
 
 
 def refuse():
@@ -221,6 +229,11 @@ def test_another_number_of_processes_is_refused_unless_allowed(seen, alone, scan
     assert final["meta"]["world_size"] == 2
     for name, value in expected["network"].items():
         assert torch.allclose(final["network"][name].float(), value.float(), rtol=1e-2, atol=1e-4), name
+
+
+def test_no_thread_of_the_process_group_is_left(seen):
+    """One that lets go of a tensor while the interpreter ends would abort the process."""
+    assert [found["threads left"] for found in seen["ranks"]] == [[], []]
 
 
 def test_small_things(seen):
