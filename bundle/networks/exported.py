@@ -36,6 +36,8 @@ class OnnxPart(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        # Its arena keeps what each of the four networks ever needed, and grew from tile to tile (6, then 11 GB).
+        options.enable_cpu_mem_arena = False
         plain = "CUDAExecutionProvider" if torch.device(device).type == "cuda" else "CPUExecutionProvider"
         providers = [plain] if provider in (None, plain) else [provider, plain]
         available = onnxruntime.get_available_providers()

@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from bundle.networks import refiner as module
 from bundle.networks.layout import depth_to_space, from_slices_first
 from bundle.networks.refiner import BLOCK, Refiner
 
@@ -89,3 +92,26 @@ def test_what_no_scan_holds_does_not_run_away(refiner):
     base, restored, noise = inputs()
     refiner(base, 1.0e6 * restored, noise)
     assert seen[0].abs().max() == 16
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_a_few_slices_at_a_time_are_all_of_them(refiner, monkeypatch, batch):
+    given = inputs((batch, 1, 16, 24, 2 * module._SLICES + 3))
+    passes = []
+    refiner.net.skip_layers.upsample.conv_block.register_forward_hook(lambda *_: passes.append(1))
+    found = refiner(*given)
+    assert len(passes) == 3
+    monkeypatch.setattr(module, "_SLICES", 1000)
+    torch.testing.assert_close(found, refiner(*given), atol=1e-6, rtol=1e-5)
+    assert len(passes) == 4
+
+
+@torch.no_grad()
+def test_a_copy_has_weights_of_its_own(refiner):
+    given = inputs((1, 1, 16, 24, module._SLICES + 1))
+    before = refiner(*given)
+    other = copy.deepcopy(refiner)
+    for weight in refiner.parameters():
+        weight.zero_()
+    torch.testing.assert_close(other(*given), before, atol=0, rtol=0)
