@@ -97,7 +97,7 @@ def _features(base: torch.Tensor, restored: torch.Tensor, noise: torch.Tensor) -
 def _few_slices_at_a_time(
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, skip: torch.Tensor
 ) -> torch.Tensor:
-    """What `forward`, which works slice by slice, makes of x and skip (B, C, D, H, W), in a third of the memory."""
+    """What `forward`, which works slice by slice, makes of x and skip (B, C, D, H, W), in less memory."""
     if not only_computes(x) or SliceStream.marked(x) or x.shape[2] <= _SLICES:
         return forward(x, skip)
     result: torch.Tensor | None = None
@@ -106,7 +106,8 @@ def _few_slices_at_a_time(
         part = forward(x[:, :, some], skip[:, :, some])
         if result is None:
             shape = (*part.shape[:2], x.shape[2], *part.shape[3:])
-            result = part.new_empty(shape).contiguous(memory_format=torch.channels_last_3d)
+            order = torch.channels_last_3d
+            result = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=order)
         result[:, :, some] = part
     assert result is not None
     return result
