@@ -37,7 +37,7 @@ _TIMED_ROUNDS = 2
 # holds what waits for other slices, and what each slice of a pass takes; how it goes with slices_at_once and steps is
 # from trials that no command repeats.
 _BASE_GB = 0.8
-_BYTES_PER_TILE_VOXEL = {"small": {False: 450, True: 300}, "full": {False: 10_200, True: 10_200}}
+_BYTES_PER_TILE_VOXEL = {"small": {False: 390, True: 300}, "full": {False: 10_200, True: 10_200}}
 _BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 3_500, True: 2_200}, {False: 3_400, True: 2_100}
 _BYTES_FLOWING = {False: 640, True: 330}
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
