@@ -53,7 +53,7 @@ def stop() -> None:
     """Leave the process group."""
     if idist.get_world_size() > 1:
         idist.finalize()
-        gc.collect()
+        gc.collect()  # what is part of a cycle would still hold the group
 
 
 def require_started() -> None:
