@@ -7,10 +7,10 @@ from bundle.networks.presets import build_restorer
 PARTS = ("autoencoder", "denoiser", "refiner")
 
 
-def shaken(parts=PARTS, **options):
+def shaken(parts=PARTS, *, preset="tiny", **options):
     """A network whose weights, in these parts, are far from their start: every convolution sees its neighbours."""
     torch.manual_seed(0)
-    restorer = build_restorer("tiny", **options).eval()
+    restorer = build_restorer(preset, **options).eval()
     with torch.no_grad():
         for part in parts:
             for parameter in getattr(restorer, part).parameters():

@@ -23,7 +23,6 @@ from bundle.pages import plain_pages
 from bundle.restoration.draws import STEPS_OF_A_LEG
 from bundle.restoration.inferer import RestorationInferer
 from bundle.restoration.outputs import RunOutput
-from bundle.restoration.passes import MOST_GATHERED
 from bundle.restoration.tiles import plain
 
 # Voxels: long enough to time, short enough to wait for. Slices that flow are timed flowing, which costs more a slice:
@@ -177,8 +176,6 @@ def _planned(key: str, grid: _Grid, inferer: RestorationInferer, network: Restor
         spans[2] = [plain(0, grid.network_size[2])]
     voxels = math.prod(sum(span.stop - span.start for span in axis) for axis in spans)
     tiles = math.prod(len(axis) for axis in spans)
-    if network.window_norms() and tiles > 1:  # which look at these slabs before
-        voxels += voxels * min(MOST_GATHERED, len(spans[2])) // len(spans[2])
     return {"key": key, "size": list(grid.size), "tiles": tiles, "estimated_seconds": round(voxels * per_voxel)}
 
 

@@ -71,7 +71,6 @@ def accelerated(restorer: Restorer, *, backend: str | None = None, device: torch
         restorer.autoencoder.only_changes_basis()  # a compiler cannot look at the weights
     engine, autoencoder = copy.copy(restorer), copy.copy(restorer.autoencoder)
     engine.slices_flow = False  # a compiled network is one operation
-    _replace(engine, "window_norms", list)  # and its norms are out of reach
     for name in ("encode", "decode_difference"):
         _replace(autoencoder, name, _compiled(getattr(autoencoder, name), backend, graphs=graphs))
     engine._modules = {**restorer._modules, "autoencoder": autoencoder}

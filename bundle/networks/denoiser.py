@@ -6,10 +6,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from bundle.networks.attention import use_slice_attention
 from bundle.networks.compat import NetworksFrom, build_denoiser, keep_generative_layout
 from bundle.networks.inplane import make_denoiser_in_plane
 from bundle.networks.layout import compact, from_slices_first, to_slices_first, use_slices_first
-from bundle.networks.norm import use_voxel_norms
+from bundle.networks.norm import use_slice_norms, use_voxel_norms
 
 # The networks' sinusoidal time embedding was made for step numbers of 0 to 1000 (Ho et al. 2020).
 _STEPS_PER_UNIT_TIME = 1000.0
@@ -24,7 +25,7 @@ class Denoiser(nn.Module):
         channels: channels per level.
         attention_levels: which levels have self-attention.
         num_res_blocks: residual blocks per level.
-        norm_groups: groups of GroupNorm; None exchanges it for VoxelLayerNorm and drops the middle attention,
+        norm_groups: groups of SliceGroupNorm; None takes VoxelLayerNorm and drops the middle attention,
             whose cost is quadratic in the slice, so that tiles and whole slices give the same result.
         networks_from: 'generative' or 'core'.
     """
@@ -56,6 +57,8 @@ class Denoiser(nn.Module):
         if norm_groups is None:
             use_voxel_norms(net)
             cast(nn.Module, net.middle_block).attention = nn.Identity()
+        else:
+            use_slice_attention(use_slice_norms(net))
         self.net = keep_generative_layout(use_slices_first(net), networks_from)
         self.context_channels = context_channels
         self.multiple = 2 ** (len(channels) - 1)

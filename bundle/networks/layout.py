@@ -6,11 +6,14 @@ memory. Weights keep the order H, W, D, in which every version of this bundle st
 """
 
 import functools
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from bundle.networks.slice_stream import SliceStream
 
@@ -25,6 +28,14 @@ def to_slices_first(x: torch.Tensor) -> torch.Tensor:
 def from_slices_first(x: torch.Tensor) -> torch.Tensor:
     """(B, C, D, H, W) to (B, C, H, W, D), a view."""
     return x.permute(0, 1, 3, 4, 2)
+
+
+def each_slice(x: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Apply a function of (N, C, H, W), which keeps samples apart and this shape, to every slice of (B, C, D, H, W)."""
+    if has_torch_function_unary(x):  # a stream of slices takes it for one operation
+        return cast(torch.Tensor, handle_torch_function(each_slice, (x,), x, function))
+    samples = function(x.transpose(1, 2).flatten(0, 1))
+    return samples.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 def compact(x: torch.Tensor) -> torch.Tensor:

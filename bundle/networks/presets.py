@@ -8,12 +8,13 @@ from bundle.diffusion.bridge import BrownianBridge
 from bundle.diffusion.gaussian import GaussianDiffusion, Parameterisation
 from bundle.diffusion.process import DiffusionProcess
 from bundle.errors import BundleError
+from bundle.networks.attention import use_slice_attention
 from bundle.networks.autoencoder import Autoencoder
 from bundle.networks.compat import NetworksFrom, build_autoencoder, keep_generative_layout
 from bundle.networks.denoiser import Denoiser
 from bundle.networks.inplane import make_autoencoder_in_plane
 from bundle.networks.lossless import lossless_start
-from bundle.networks.norm import drop_norms
+from bundle.networks.norm import drop_norms, use_slice_norms
 from bundle.networks.refiner import Refiner
 from bundle.networks.restorer import Restorer
 from bundle.units import ClinicalWindows, LinearWindow, Units
@@ -30,7 +31,7 @@ class Preset:
         denoiser_channels: channels per level.
         denoiser_attention: which levels have self-attention.
         denoiser_res_blocks: residual blocks per level.
-        norm_groups: groups of GroupNorm; None: nothing that depends on the window (VoxelLayerNorm, no attention).
+        norm_groups: groups of SliceGroupNorm; None: nothing that depends on the slice (VoxelLayerNorm, no attention).
         context: whether the denoiser is told noise level and spacing.
         lossless: whether the autoencoder starts as an exact identity.
         refiner_features: channels per level of the refiner.
@@ -178,7 +179,6 @@ def build_restorer(
         Refiner(chosen.refiner_features),
         process=process,
         units=units,
-        slices_flow=chosen.norm_groups is None,
     )
 
 
@@ -202,6 +202,8 @@ def _autoencoder(preset: Preset, networks_from: NetworksFrom, units: Units) -> A
         # Norms would hide the level (air, water, bone) that has to come out exactly, and cost most of the time.
         drop_norms(net)
         lossless_start(net, factor=preset.factor)
+    else:
+        use_slice_attention(use_slice_norms(net))
     return Autoencoder(
         keep_generative_layout(net, networks_from),
         latent_channels=preset.latent_channels,

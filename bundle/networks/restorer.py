@@ -53,8 +53,10 @@ class Restorer(nn.Module):
         refiner: correction on pixels.
         process: the diffusion process (bridge or Gaussian).
         units: how HU become the network's input.
-        slices_flow: no operation needs all slices at once, so that they can flow through (networks.slice_stream).
     """
+
+    # No operation needs all slices at once, so that they can flow through (networks.slice_stream).
+    slices_flow = True
 
     latent_spread: torch.Tensor
     noise_reference_hu: torch.Tensor
@@ -68,7 +70,6 @@ class Restorer(nn.Module):
         *,
         process: DiffusionProcess,
         units: Units,
-        slices_flow: bool = False,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
@@ -76,7 +77,6 @@ class Restorer(nn.Module):
         self.refiner = refiner
         self.process = process
         self.units = units
-        self.slices_flow = slices_flow
         self.linear = LinearWindow()
         # The ablations that every evaluation reports; both are on in a trained network.
         self.use_denoiser = True
@@ -243,10 +243,6 @@ class Restorer(nn.Module):
     def correction(self, conditions: Conditions, unrefined: torch.Tensor) -> torch.Tensor:
         """Return what the refiner adds to an unrefined restoration."""
         return cast(torch.Tensor, self.refiner(conditions.base, unrefined, conditions.noise))
-
-    def window_norms(self) -> list[nn.GroupNorm]:
-        """Norms whose statistics are those of the window that the network is given; none where a compiler took them."""
-        return [module for module in self.modules() if isinstance(module, nn.GroupNorm)]
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the names that learning-rate multipliers use."""

@@ -7,7 +7,7 @@ slice ahead answers one slice late, and where branches meet the early one waits.
 torch function mode follows the slices through it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,14 +23,17 @@ _CONVOLUTIONS = {
 }
 _REORDERING = {"permute", "movedim", "__getitem__"}
 _RESHAPING = {"flatten", "unflatten"}
+_ACROSS = {"all", "any"}  # the axis `dim`
 # What works on each slice by itself, and leaves the order of the axes as it is.
 _SLICEWISE = {
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__pow__", "__neg__"),
     *("add", "sub", "rsub", "mul", "div", "pow", "square", "sqrt", "exp", "log", "clamp", "clamp_min"),
     *("silu", "relu", "leaky_relu", "layer_norm", "avg_pool3d", "interpolate", "pad", "cat", "chunk"),
+    *(*_ACROSS, "each_slice", "le", "lt", "isnan", "abs", "where"),
     *("to", "float", "contiguous", "clone", "expand", "expand_as", "zeros_like", "flip"),
 }
-_NOT_OF_NOTHING = {*_CONVOLUTIONS, "avg_pool3d", "interpolate", "pad", "layer_norm"}  # where torch wants a slice
+# Where torch wants a slice.
+_NOT_OF_NOTHING = {*_CONVOLUTIONS, "each_slice", "avg_pool3d", "interpolate", "pad", "layer_norm"}
 _DESCRIBING = {"__get__", "__len__", "dim", "numel", "size", "stride", "is_contiguous"}
 
 
@@ -101,7 +104,7 @@ class SliceStream(TorchFunctionMode):
         args = self._same_slices(args)
         x = max(_streamed(args), key=torch.Tensor.dim)
         place = _place(x)
-        _check_slicewise(name, args, x.ndim, place.axis)
+        _check_slicewise(name, args, kwargs, x.ndim, place.axis)
         count, axis = x.shape[place.axis], place.axis - x.ndim
         if name in _REORDERING:
             moved = func(_probe(x.ndim, place.axis), *args[1:], **kwargs)
@@ -242,10 +245,14 @@ def _probe(dimensions: int, axis: int) -> torch.Tensor:
     return torch.empty([2 if n == axis else 1 for n in range(dimensions)])
 
 
-def _check_slicewise(name: str, args: Any, dimensions: int, axis: int) -> None:
+def _check_slicewise(name: str, args: Any, kwargs: Mapping[str, Any], dimensions: int, axis: int) -> None:
     """Refuse what these operations can, but must not, do along slices."""
+    if name in _ACROSS and kwargs.get("dim", axis) % dimensions == axis:
+        raise NotStreamable(f"{name} of slices")
     if name == "layer_norm" and axis >= dimensions - len(args[1]):
         raise NotStreamable("a norm over slices")
+    if name == "each_slice" and axis != 2:
+        raise NotStreamable("each_slice of what are no slices")
     if name == "flip" and axis in {
         n % dimensions for n in (args[1] if isinstance(args[1], (list, tuple)) else args[1:])
     }:

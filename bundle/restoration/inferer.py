@@ -17,7 +17,6 @@ from bundle.errors import BundleError
 from bundle.networks.precision import Precision, resolve_precision
 from bundle.networks.presets import PRESETS
 from bundle.networks.restorer import Restorer
-from bundle.networks.shared_norms import SharedNorms
 from bundle.pages import Pages, plain_pages
 from bundle.restoration.draws import STEPS_OF_A_LEG, Draw, Leg
 from bundle.restoration.mirrors import COUNTS, FLIPS
@@ -241,7 +240,7 @@ class RestorationInferer(Inferer):
         if self.flows(network, volume.shape):
             return Rounds(passage, at_once=self.slices_at_once, pages=self.scratch).flowing()
         slabs = self.spans(2, 0, volume.shape[2], multiple=1)
-        return passage.tiled(slabs, batch=self.tile_batch_size, norms=SharedNorms(network.window_norms()))
+        return passage.tiled(slabs, batch=self.tile_batch_size)
 
     def _draws(self, network: Restorer, spacing_mm: torch.Tensor | None) -> list[Draw]:
         draw = Draw(network=network, spacing_mm=spacing_mm, precision=self.precision, seed=self.seed)

@@ -1,7 +1,6 @@
 """A volume and what is applied to it, in overlapping tiles; for slices that flow see restoration.rounds."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -10,14 +9,10 @@ import torch
 from bundle.diffusion.process import State
 from bundle.metrics.noise import noise_level as estimate_noise
 from bundle.networks.precision import keep_memory_for
-from bundle.networks.shared_norms import SharedNorms
 from bundle.pages import let_go
 from bundle.restoration.draws import Leg, deviation, take_in
 from bundle.restoration.region import Box, dense_box
 from bundle.restoration.tiles import Assembly, Span, Tile
-
-# Slabs whose tiles norms take their statistics from: each costs the time of a slab once more.
-MOST_GATHERED = 4
 
 
 class Finished(NamedTuple):
@@ -70,24 +65,20 @@ class Passage:
         if noise_level is not None:
             self._levels[:] = noise_level.float().cpu().numpy()
 
-    def tiled(self, slabs: Sequence[Span], *, batch: int, norms: SharedNorms | None = None) -> Iterator[Finished]:
+    def tiled(self, slabs: Sequence[Span], *, batch: int) -> Iterator[Finished]:
         """Yield finished slices in order, from overlapping slabs cut into tiles, `batch` of which run at a time.
 
         Args:
             slabs: along the slices, in order.
             batch: tiles at a time.
-            norms: of the network; where there are several tiles they take the statistics of all, or of those of four
-                slabs evenly spread over more (of their own window where all of these are air).
         """
-        norms = norms or SharedNorms()
-        self._gather(slabs, norms)
         assembly = self.assembly()
         waiting: list[Cut] = []
 
         def work_off() -> None:
             if not waiting:
                 return
-            changes = self._mean(waiting, norms.applied())
+            changes = self._mean(waiting)
             for (tile, _, _), change in zip(waiting, changes.float().cpu(), strict=True):
                 assembly.add(tile, change)
             waiting.clear()
@@ -106,20 +97,7 @@ class Passage:
         work_off()
         yield from told(assembly, self.depth)
 
-    def _gather(self, slabs: Sequence[Span], norms: SharedNorms) -> None:
-        """Let norms see tiles of the whole volume, where it has several."""
-        if not norms:
-            return
-        chosen = sorted({(2 * n + 1) * len(slabs) // (2 * MOST_GATHERED) for n in range(MOST_GATHERED)})
-        for slices in (slabs[number] for number in chosen):
-            slab = self.slab(slices.start, slices.stop)
-            level, tiles = self.level(slices.start, slab), self.tiles(self.box(slab), slices)
-            if len(slabs) == 1 and len(tiles) == 1:
-                return
-            for tile in tiles:
-                self._mean([(tile, slab[tile.in_plane], level)], norms.gathering())
-
-    def _mean(self, cuts: Sequence[Cut], norms: AbstractContextManager[None]) -> torch.Tensor:
+    def _mean(self, cuts: Sequence[Cut]) -> torch.Tensor:
         """Mean of the images of tiles, and their deviation where asked for, (B, channels, h, w, d)."""
         if self.device.type == "cpu":
             keep_memory_for(cuts[0][0].shape)
@@ -129,7 +107,7 @@ class Passage:
         levels = torch.stack([level for _, _, level in cuts]).to(self.device)
         origins = [tile.origin for tile, _, _ in cuts]
         mean, squares = torch.zeros_like(hu), torch.zeros_like(hu) if self.deviation else None
-        with torch.inference_mode(), norms:
+        with torch.inference_mode():
             for count, legs in enumerate(self.draws, 1):
                 state: State = ()
                 for leg in legs:

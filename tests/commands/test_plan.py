@@ -7,12 +7,10 @@ import pytest
 import torch
 from phantom_series import write_phantom_series
 from tiny_workflows import ROOT, run_tiny, write_tiny_weights
-from torch import nn
 
 from bundle.commands import plan as plan_module
 from bundle.commands.plan import make_plan, spoken
 from bundle.errors import BundleError, find_bundle_error
-from bundle.networks.restorer import Restorer
 from bundle.restoration.api import inference_parser
 from bundle.restoration.inferer import RestorationInferer
 
@@ -188,16 +186,6 @@ def test_the_estimate_is_of_all_voxels_that_are_computed(options, monkeypatch):
     assert one["estimated_seconds"] == round(64 * 64 * 12 * 1e-3)  # three tiles of four slices
     (one,) = make_plan(CONFIG, {**options, **IN_TILES, "slices_at_once": 2})["series"]
     assert one["estimated_seconds"] == round(64 * 64 * 10 * 1e-3) and one["tiles"] == 1  # flowing, none twice
-
-
-@pytest.mark.parametrize(("depth", "slabs", "seen"), [(10, 1, 1), (4, 3, 6), (2, 9, 13)])
-def test_the_estimate_counts_what_norms_look_at_before(options, monkeypatch, depth, slabs, seen):
-    """Of several tiles they see all first, or those of four slabs."""
-    monkeypatch.setattr(plan_module, "seconds_per_voxel", lambda *_: 1e-3)
-    monkeypatch.setattr(Restorer, "window_norms", lambda _: [nn.GroupNorm(1, 1)])
-    cut = {"tile_size": [64, 64, depth], "slice_overlap": depth // 4 or 1, "slices_at_once": 0}
-    (one,) = make_plan(CONFIG, {**options, **cut})["series"]
-    assert one["tiles"] == slabs and one["estimated_seconds"] == round(64 * 64 * depth * seen * 1e-3)
 
 
 @pytest.mark.parametrize(("asked", "used"), [(1, 1), (0, 2)])

@@ -93,12 +93,6 @@ def test_all_four_networks_are_compiled_and_the_original_is_not(restorer, calls)
     assert calls[:4] == ["encode", "forward", "decode_difference", "forward"]
 
 
-def test_what_is_compiled_keeps_its_norms_to_itself():
-    restorer = build_restorer("full_quarter")
-    assert restorer.window_norms() and not accelerated(restorer, backend="eager").window_norms()
-    assert accelerated(restorer).window_norms() == restorer.window_norms()
-
-
 def test_on_a_gpu_graphs_are_recorded_and_their_memory_is_not_handed_out(restorer, calls):
     accelerated(restorer, backend="inductor", device="cuda")
     assert all(settings == {"backend": "inductor", "mode": "reduce-overhead"} for settings in calls)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from bundle.networks.attention import SliceAttention
 from bundle.networks.denoiser import Denoiser
-from bundle.networks.norm import VoxelLayerNorm
+from bundle.networks.norm import SliceGroupNorm, VoxelLayerNorm
 
 
 def denoiser(**changes) -> Denoiser:
@@ -75,9 +76,10 @@ def test_without_groups_nothing_depends_on_the_window(networks_from):
     assert not [name for name, _ in net.named_parameters() if "to_q" in name]
 
 
-def test_with_groups_norms_and_attention_stay():
+def test_with_groups_norms_and_attention_are_those_of_slices():
     net = denoiser(channels=(32, 64), attention_levels=(False, True), norm_groups=8)
-    assert [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    kinds = [type(module) for module in net.modules()]
+    assert SliceGroupNorm in kinds and SliceAttention in kinds and nn.GroupNorm not in kinds
     assert [name for name, _ in net.named_parameters() if "to_q" in name]
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from bundle.networks.norm import VoxelLayerNorm, drop_norms, use_voxel_norms
+from bundle.networks.norm import SliceGroupNorm, VoxelLayerNorm, drop_norms, use_slice_norms, use_voxel_norms
 
 X = torch.randn(2, 6, 5, 4, 3, generator=torch.Generator().manual_seed(0)) * 7 + 3
 
@@ -49,3 +49,37 @@ def test_drop_norms_leaves_the_identity():
     assert drop_norms(net) is net
     assert torch.equal(net(X), X)
     assert not list(net.parameters())
+
+
+def grouped() -> tuple[nn.GroupNorm, SliceGroupNorm]:
+    """PyTorch's norm and that of slices, with the same weights."""
+    group, norm = nn.GroupNorm(3, 6, eps=1e-6), SliceGroupNorm(3, 6)
+    nn.init.normal_(group.weight)
+    nn.init.normal_(group.bias)
+    norm.load_state_dict(group.state_dict())
+    return group, norm
+
+
+def test_a_slice_is_normalised_as_group_norm_does_where_it_is_alone():
+    group, norm = grouped()
+    slices = X.movedim(-1, 2)  # B, C, D, H, W
+    alone = torch.cat([group(slices[:, :, k : k + 1]) for k in range(slices.shape[2])], dim=2)
+    torch.testing.assert_close(norm(slices), alone, atol=1e-5, rtol=1e-5)
+    assert (group(slices) - alone).abs().max() > 0.1, "GroupNorm of several sees all of them"
+
+
+def test_a_slice_does_not_depend_on_the_others():
+    _, norm = grouped()
+    slices = X.movedim(-1, 2)
+    torch.testing.assert_close(norm(slices[:, :, 1:]), norm(slices)[:, :, 1:], atol=1e-6, rtol=0)
+    assert norm(slices[:, :, :0]).shape == (2, 6, 0, 5, 4)
+
+
+def test_use_slice_norms_exchanges_all_and_keeps_names_groups_and_eps():
+    net = nested()
+    names = [(name, weight.shape) for name, weight in net.state_dict().items()]
+    assert use_slice_norms(net) is net
+    assert not [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    norms = [m for m in net.modules() if isinstance(m, SliceGroupNorm)]
+    assert [(m.groups, m.eps) for m in norms] == [(2, 1e-3), (3, 1e-5)]
+    assert [(name, weight.shape) for name, weight in net.state_dict().items()] == names

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from bundle.networks.inplane import InPlaneUpsample
-from bundle.networks.layout import use_slices_first
-from bundle.networks.presets import build_restorer
+from bundle.networks.layout import each_slice, use_slices_first
 from bundle.networks.slice_stream import NotStreamable, SliceStream
 
 DEPTH = 11
@@ -134,6 +133,9 @@ class Around(nn.Module):
         (lambda x: x[:, :, 1:], "__getitem__ takes some of the slices"),
         (lambda x: functional.conv3d(x, torch.ones(1, 2, 3, 1, 1), None, 1, 0), "padding"),
         (lambda x: torch.add(x, other=x), "add is given slices by keyword"),
+        (lambda x: x.isnan().all(dim=2, keepdim=True), "all of slices"),
+        (lambda x: x.isnan().any(), "any of slices"),
+        (lambda x: each_slice(x.movedim(2, 3), torch.relu), "each_slice of what are no slices"),
         (lambda x: x.flatten(1, 2), "flatten of slices"),
         (lambda x: x.flatten(), "flatten of slices"),
         (lambda x: x.unflatten(2, (2, 2)), "unflatten of slices"),
@@ -143,7 +145,3 @@ class Around(nn.Module):
 def test_what_mixes_slices_is_refused(volume, function, reason):
     with pytest.raises(NotStreamable, match=reason):
         flowing(Around(function), volume, at_once=4)
-
-
-def test_presets_know_whether_their_slices_flow():
-    assert build_restorer("small").slices_flow and build_restorer("tiny").slices_flow

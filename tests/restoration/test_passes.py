@@ -5,9 +5,7 @@ import functools
 import pytest
 import torch
 from phantom_series import phantom_hu
-from torch import nn
 
-from bundle.networks.shared_norms import SharedNorms
 from bundle.restoration import passes
 from bundle.restoration.passes import Passage
 from bundle.restoration.tiles import cut
@@ -62,53 +60,6 @@ def test_mean_and_deviation_of_several_draws():
     mean, deviation = gathered(passage(1.0, 2.0, 6.0, **options).tiled(slabs(4, 2), batch=2))
     torch.testing.assert_close(mean, 3 * HU, atol=0.01, rtol=1e-5)
     torch.testing.assert_close(deviation, HU.abs() * torch.tensor([1.0, 2.0, 6.0]).std(), atol=0.01, rtol=1e-5)
-
-
-def through(norm):
-    """A draw that is a norm of the HU, as a network without any convolution would be."""
-    return [lambda hu, levels, origins, state: (norm(hu),)]
-
-
-@pytest.mark.parametrize("tile", [24, 16])
-def test_norms_take_the_statistics_of_all_tiles(tile):
-    norm, one = nn.GroupNorm(1, 1), passage(noise_level=torch.zeros(DEPTH), tile=tile)
-    one.draws = [through(norm)]
-    one.spans = lambda axis, start, stop: cut(start, stop, tile=tile, overlap=0, multiple=4)
-    shared = gathered(one.tiled(slabs(DEPTH, 0), batch=2, norms=SharedNorms([norm])))
-    alone = gathered(one.tiled(slabs(DEPTH, 0), batch=2))
-    whole = norm(HU[None, None])[0]
-    torch.testing.assert_close(shared, whole, atol=1e-4, rtol=1e-4)
-    assert (alone - whole).abs().mean() > 0.02, "each tile by its own has a seam"
-
-
-def test_a_volume_of_one_tile_is_seen_once():
-    seen = []
-    norm, one = nn.GroupNorm(1, 1), passage(noise_level=torch.zeros(DEPTH), tile=48)
-    norm.register_forward_hook(lambda *_: seen.append(1))
-    one.draws = [through(norm)]
-    gathered(one.tiled(slabs(DEPTH, 0), batch=1, norms=SharedNorms([norm])))
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize(("slabs_in_all", "looked_at"), [(11, {1, 4, 6, 9}), (4, {0, 1, 2, 3}), (2, {0, 1})])
-def test_four_slabs_at_most_are_gathered_from(slabs_in_all, looked_at):
-    norm, one, seen = nn.GroupNorm(1, 1), passage(noise_level=torch.arange(DEPTH), tile=48), []
-
-    class Watched(SharedNorms):
-        def gathering(self):
-            seen.append("next")
-            return super().gathering()
-
-    def leg(hu, levels, origins, state):
-        if seen and seen[-1] == "next":
-            seen[-1] = origins[0][2]
-        return (norm(hu),)
-
-    one.draws = [[leg]]
-    cuts = cut(0, DEPTH, tile=-(-DEPTH // slabs_in_all), overlap=0)
-    assert len(cuts) == slabs_in_all
-    gathered(one.tiled(cuts, batch=1, norms=Watched([norm])))
-    assert seen == [cuts[number].start for number in sorted(looked_at)]
 
 
 def test_the_state_goes_from_leg_to_leg():
