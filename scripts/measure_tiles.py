@@ -1,7 +1,8 @@
-"""What cutting costs in exactness: the shipped weights on a whole stack of slices against slices that flow, and tiles.
+"""What cutting costs in exactness: weights on a whole stack of slices against slices that flow, and tiles.
 
     python scripts/measure_tiles.py --dataset_dir SERIES [--slices 72] [--size 512] [--steps 1]
 
+The weights are the shipped ones, or others (`--preset full_quarter --weights_file RUN/model.pt`).
 First how far a slice differs from the whole's by its distance from a cut through the stack: what the overlap along
 slices is chosen by. Then a table, for tiles in plane as well that `--size` is larger than: voxels computed for each
 one restored; the mean absolute difference from the whole where tiles fade into each other, in plane or along slices
@@ -33,7 +34,6 @@ FLOWING = [4, 16]  # slices at once; the first is the default
 TILES = [((512, 512, 40), 20), ((512, 512, 32), 16), ((512, 512, 24), 8), ((512, 512, 16), 8), ((512, 512, 8), 4)]
 IN_PLANE = [((512, 512, 40), 20), ((256, 256, 40), 20), ((128, 128, 40), 20)]  # where that is a cut through the plane
 DISTANCES = 14
-MULTIPLE = 16  # of the presets' networks
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def restored(
         result[..., piece.slices] += piece.difference
         if count := piece.difference.shape[-1]:  # none while a round goes on
             passes.append(plain(piece.first, piece.first + count))
-    axes = [inferer.spans(axis, 0, size, multiple=MULTIPLE) for axis, size in enumerate(hu.shape)]
+    axes = [inferer.spans(axis, 0, size, multiple=network.multiple) for axis, size in enumerate(hu.shape)]
     return result, [*axes[:2], passes] if inferer.flows(network, hu.shape) else axes
 
 

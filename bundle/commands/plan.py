@@ -29,16 +29,39 @@ from bundle.restoration.tiles import plain
 # a plane of so many pixels, and a few slices more than would go through whole.
 _TIMED_SHAPE = (128, 128, 8)
 _TIMED_PIXELS, _TIMED_SLICES = 256, 4
-_TIMED_ROUNDS = 2
+_TIMED_ROUNDS, _LONG_ENOUGH = 2, 10.0  # seconds of a first round that make a second one needless
 # Rounded up from peaks on a CPU with bfloat16 (scripts/bench_memory.py, scripts/bench_inference.py --memory), which
-# tests/commands/test_plan.py lists: the process itself, and a tile's voxels, in float32 and in half precision. Of
-# `full`, tiles of 64 x 64 x 8 in float32 were measured with version 0.1.0. Where slices flow, a pixel of the plane
-# holds what waits for other slices, and what each slice of a pass takes; how it goes with slices_at_once and steps is
-# from trials that no command repeats.
+# tests/commands/test_plan.py lists: the process itself, and a tile's voxels, in float32 and in half precision. Where
+# slices flow, a pixel of the plane holds what waits for other slices, and what each slice of a pass takes; how it goes
+# with slices_at_once and steps is from trials that no command repeats, and of `full` float32 alone was measured.
 _BASE_GB = 0.8
-_BYTES_PER_TILE_VOXEL = {"small": {False: 390, True: 300}, "full": {False: 10_200, True: 10_200}}
-_BYTES_WAITING, _BYTES_WAITING_A_STEP = {False: 3_500, True: 2_200}, {False: 3_400, True: 2_100}
-_BYTES_FLOWING = {False: 640, True: 330}
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """What a network takes, bytes.
+
+    Attributes:
+        tile: for each voxel of a tile that goes through whole.
+        waiting: for each pixel of a plane whose slices flow.
+        step: the same, more for each further step of a leg.
+        flowing: the same, for each slice at once.
+    """
+
+    tile: int
+    waiting: int
+    step: int
+    flowing: int
+
+
+_FULL = _Bytes(tile=6_500, waiting=90_000, step=16_000, flowing=2_000)
+_BYTES = {  # by preset, and whether in half precision
+    "small": {
+        False: _Bytes(tile=390, waiting=3_500, step=3_400, flowing=640),
+        True: _Bytes(tile=300, waiting=2_200, step=2_100, flowing=330),
+    },
+    "full": {False: _FULL, True: _FULL},
+}
 _BYTES_PER_SLICE = 300_000  # of 512 x 512: headers, and more (docs/inference.md); the voxels lie on disk
 
 
@@ -113,6 +136,8 @@ def seconds_per_voxel(network: Restorer, inferer: RestorationInferer) -> float:
         for _piece in inferer.pieces(volume, network, spacing_mm=torch.tensor([0.8, 0.8, 2.0])):
             pass
         seconds.append(time.perf_counter() - started)
+        if seconds[0] > _LONG_ENOUGH:
+            break
     return rounds * min(seconds) / volume.numel()
 
 
@@ -156,14 +181,14 @@ class _Grid:
 
 def _memory_gb(grid: _Grid, network: Restorer, inferer: RestorationInferer, preset: str) -> float:
     half = inferer.precision.dtype is not None
+    taken = _BYTES["full" if preset.startswith("full") else "small"][half]
     sides = [min(length, most) for length, most in zip(grid.network_size, inferer.tile_size, strict=True)]
     plane = math.prod(sides[:2])
     if inferer.flows(network, grid.network_size):
-        waiting = _BYTES_WAITING[half] + (min(inferer.steps, STEPS_OF_A_LEG) - 1) * _BYTES_WAITING_A_STEP[half]
-        tiles = plane * (waiting + inferer.slices_at_once * _BYTES_FLOWING[half])
+        more_steps = min(inferer.steps, STEPS_OF_A_LEG) - 1
+        tiles = plane * (taken.waiting + more_steps * taken.step + inferer.slices_at_once * taken.flowing)
     else:
-        per_voxel = _BYTES_PER_TILE_VOXEL["full" if preset.startswith("full") else "small"][half]
-        tiles = plane * sides[2] * inferer.tile_batch_size * per_voxel
+        tiles = plane * sides[2] * inferer.tile_batch_size * taken.tile
     parameters = sum(parameter.numel() for parameter in network.parameters())
     weights = parameters * (6 if half else 4)  # a copy in the other number format is kept beside them
     study = grid.size[2] * _BYTES_PER_SLICE

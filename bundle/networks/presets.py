@@ -37,8 +37,8 @@ class Preset:
         refiner_features: channels per level of the refiner.
         windows: 'linear' or 'clinical'.
         sampler: 'bridge' or 'ddim'.
-        tile_size: H, W, D of the tiles that volumes are restored in where nothing else is asked for: with attention
-            and norms, those of the reference's training patches, for both see all of a window.
+        tile_size: H, W, D of the tiles that volumes are cut into where nothing else is asked for; slices that flow are
+            cut in plane alone. Attention and the norms of slices see all of a plane, which is better not cut at all.
     """
 
     autoencoder_channels: Sequence[int]
@@ -90,7 +90,7 @@ PRESETS = {
         refiner_features=(32, 64, 96),
         windows="clinical",
         sampler="ddim",
-        tile_size=(128, 128, 8),
+        tile_size=(1024, 1024, 8),
     ),
 }
 # The design of `full`, a 16th of its weights: what a CPU can train to see how norms and attention behave.

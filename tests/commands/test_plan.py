@@ -11,6 +11,7 @@ from tiny_workflows import ROOT, run_tiny, write_tiny_weights
 from bundle.commands import plan as plan_module
 from bundle.commands.plan import make_plan, spoken
 from bundle.errors import BundleError, find_bundle_error
+from bundle.networks.presets import PRESETS, build_restorer
 from bundle.restoration.api import inference_parser
 from bundle.restoration.inferer import RestorationInferer
 
@@ -68,6 +69,23 @@ def test_a_datalist_is_planned_as_the_run_takes_it(options, tmp_path):
 
 def gigabytes(options, **changes):
     return make_plan(CONFIG, {**options, **changes})["estimated_memory_gb"]
+
+
+# Own MiB as scripts/bench_memory.py prints them (--preset full --size SIDE --slices N --num_threads 2 --mixed_precision
+# off, LIDC_0314, version 0.2.0): rows and columns, slices, slices_at_once.
+FULL_MIB = {(128, 8, 0): 2446, (128, 24, 1): 3375, (128, 24, 4): 3476, (192, 24, 4): 4977}
+
+
+def test_memory_of_full_is_near_what_was_measured():
+    with torch.device("meta"):
+        network = build_restorer("full")
+    found = {}
+    for (side, slices, at_once), mib in FULL_MIB.items():
+        cut = {"tile_size": PRESETS["full"].tile_size, "slices_at_once": at_once, "mixed_precision": "off"}
+        grid = plan_module._Grid((side, side, slices), (side, side, slices))
+        estimate = plan_module._memory_gb(grid, network, RestorationInferer(**cut), "full")
+        found[side, slices, at_once] = estimate / (mib * 2**20 / 1e9)
+    assert all(0.95 <= ratio <= 1.35 for ratio in found.values()), found
 
 
 def estimated(size, **changes):

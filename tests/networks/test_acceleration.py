@@ -20,9 +20,9 @@ def restorer():
 
 
 def restorations(network, *, height=16, depth=3):
-    """One step and samples of a seeded input (1, 1, height, 16, depth), HU."""
+    """One step and samples of a seeded input (1, C, height, 16, depth), HU."""
     seeded = torch.Generator().manual_seed(1)
-    x = torch.rand(1, 1, height, 16, depth, generator=seeded) * 2 - 1
+    x = torch.rand(1, network.units.channels, height, 16, depth, generator=seeded) * 2 - 1
     noise = torch.randn(network.latent_shape(x), generator=seeded)
     level = torch.full((1, depth), 20.0)
     with torch.inference_mode():
@@ -51,6 +51,13 @@ def test_compiled_networks_compute_the_same_at_any_shape(restorer):
         expected, found = (restorations(one, height=height, depth=depth) for one in (restorer, engine))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)  # float32, two paths of convolution
     assert engine.state_dict().keys() == restorer.state_dict().keys() and engine.multiple == restorer.multiple
+
+
+@pytest.mark.full
+def test_norms_and_attention_of_slices_compile():
+    network = shaken(preset="full_quarter")
+    expected, found = (restorations(one, height=32) for one in (network, accelerated(network, backend="eager")))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.1)  # of hundreds of HU
 
 
 @pytest.mark.full

@@ -26,6 +26,8 @@ def test_a_long_study_is_the_series_again_and_again(tmp_path):
     for k in range(10):
         assert (volume.slice_hu(k) == hu[:, :, k % 4]).all()
     assert len({pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "long").iterdir()}) == 10
+    script.repeat(tmp_path / "in", tmp_path / "narrow", 2, size=8)
+    assert (read_volume(str(tmp_path / "narrow")).hu() == hu[12:20, 12:20, :2]).all()
 
 
 def test_the_script_prints_both_peaks(tmp_path, capsys):
