@@ -54,7 +54,7 @@ class _Bytes:
     flowing: int
 
 
-_FULL = _Bytes(tile=6_500, waiting=90_000, step=16_000, flowing=2_000)
+_FULL = _Bytes(tile=6_500, waiting=112_000, step=16_000, flowing=2_000)
 _BYTES = {  # by preset, and whether in half precision
     "small": {
         False: _Bytes(tile=390, waiting=3_500, step=3_400, flowing=640),

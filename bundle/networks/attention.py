@@ -26,16 +26,12 @@ class SliceAttention(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm = block.norm
-        self._projections_in = "attn" if hasattr(block, "attn") else ""
-        if self._projections_in:
+        self._nested = hasattr(block, "attn")  # MONAI core's keeps its projections one level deeper
+        if self._nested:
             self.attn = block.attn
         else:
             self.to_q, self.to_k, self.to_v = block.to_q, block.to_k, block.to_v
-        self.heads = self._projections.num_heads if self._projections_in else block.num_heads
-
-    @property
-    def _projections(self) -> Any:
-        return self.attn if self._projections_in else self
+        self.heads: int = (block.attn if self._nested else block).num_heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend within the slices of x (B, C, D, H, W)."""
@@ -43,10 +39,11 @@ class SliceAttention(nn.Module):
 
     def _attended(self, slices: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W), a sequence of H*W tokens each, to what their tokens find."""
+        inner: Any = self.attn if self._nested else self
         tokens = slices.flatten(2).transpose(1, 2)
         query, key, value = (
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self._projections.to_q, self._projections.to_k, self._projections.to_v)
+            for project in (inner.to_q, inner.to_k, inner.to_v)
         )
         found = functional.scaled_dot_product_attention(query, key, value)
         return found.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, slices.shape[2:])

@@ -1,4 +1,4 @@
-"""Normalisation whose result does not depend on how a volume was cut into tiles."""
+"""Normalisation whose result does not depend on how a volume was cut into slabs, or into tiles."""
 
 from collections.abc import Callable
 
