@@ -190,6 +190,15 @@ def test_the_trial_goes_as_the_series_will_and_rounds_are_counted(options, monke
     assert set(tried) == {trial} and found == pytest.approx(rounds / np.prod(trial[0]))
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(1, 2), (11, 1)])
+def test_a_trial_that_takes_long_is_not_repeated(options, monkeypatch, seconds, rounds):
+    tried, clock = [], iter(range(0, 1000, seconds))
+    monkeypatch.setattr(RestorationInferer, "pieces", lambda *_, **__: iter(tried.append(1) or ()))
+    monkeypatch.setattr(plan_module.time, "perf_counter", lambda: next(clock))
+    time_of(options, 1)
+    assert len(tried) == rounds
+
+
 def time_of(options, steps):
     """Seconds per voxel, not rounded as a plan's are."""
     parser = inference_parser(**{key: value for key, value in options.items() if key != "dataset_dir"}, steps=steps)
