@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from bundle.data.patches import PatchDataset
 from bundle.errors import BundleError, InterruptedRun
 from bundle.evaluation.networks import build_baseline
 from bundle.files import require_writable, whole_file
@@ -71,7 +72,7 @@ class EqualTimeTraining:
         self,
         name: str,
         *,
-        dataset: Dataset,
+        dataset: PatchDataset,
         validation: Dataset,
         folder: str | Path,
         seconds: float,
@@ -211,11 +212,12 @@ class EqualTimeTraining:
             raise BundleError(
                 f"checkpoint '{self._checkpoint.name}' cannot be read", hint="delete it to start again"
             ) from error
-        if content["settings"] != self._settings:
-            raise BundleError(
-                f"checkpoint '{self._checkpoint.name}' is of other settings",
-                hint="use the same seconds, batch_size, learning_rate and seed, or another output_dir",
-            )
+        for key, now in self._settings.items():
+            if (then := content["settings"].get(key)) != now:
+                raise BundleError(
+                    f"checkpoint '{self._checkpoint.name}' was made with another {key}: {then}, this run has {now}",
+                    hint="set it back, or use another output_dir",
+                )
         self.network.load_state_dict(content["network"])
         self.average.module.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -229,6 +231,8 @@ class EqualTimeTraining:
             "learning_rate": self.base_rate,
             "ema_decay": self.average.decay,
             "seed": self.seed,
+            "patch": list(self.dataset.patch),
+            "training_data": self.dataset.source.identity,
         }
 
 

@@ -165,7 +165,7 @@ def build_restorer(
         eta=checked_number("eta", eta, float, low=0),
         start_time=checked_number("start_time", start_time, float),
     )
-    return Restorer(
+    restorer = Restorer(
         _autoencoder(chosen, networks_from, units),
         Denoiser(
             chosen.latent_channels,
@@ -180,6 +180,8 @@ def build_restorer(
         process=process,
         units=units,
     )
+    restorer.seams_in_tiles = chosen.norm_groups is not None
+    return restorer
 
 
 def _autoencoder(preset: Preset, networks_from: NetworksFrom, units: Units) -> Autoencoder:

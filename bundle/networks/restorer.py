@@ -57,6 +57,8 @@ class Restorer(nn.Module):
 
     # No operation needs all slices at once, so that they can flow through (networks.slice_stream).
     slices_flow = True
+    # True for networks that see all of a slice (norms, attention) and further along than tiles reach.
+    seams_in_tiles = False
 
     latent_spread: torch.Tensor
     noise_reference_hu: torch.Tensor

@@ -156,6 +156,11 @@ class RestorationInferer(Inferer):
             BundleError: as `require_fit` does.
         """
         self.require_fit(network)
+        if network.seams_in_tiles and self.cuts(network, volume.shape):
+            logger.warning(
+                "tiles smaller than the volume: this network sees all of a slice, and there will be seams; "
+                "let slices flow (neither exported_dir nor compile), in a tile_size of all rows and columns"
+            )
         most = STEPS_OF_A_LEG if self.flows(network, volume.shape) else None
         draws = [draw.legs(most) for draw in self._draws(network, spacing_mm)]
         for first, values, worked in self._run(volume, network, draws, noise_level):
@@ -191,6 +196,11 @@ class RestorationInferer(Inferer):
     def flows(self, network: Restorer, size: Sequence[int]) -> bool:
         """Whether a volume of H, W, D will flow through this network."""
         return size[2] > self.most_whole and self.slices_at_once > 0 and network.slices_flow
+
+    def cuts(self, network: Restorer, size: Sequence[int]) -> bool:
+        """Whether a volume of H, W, D will be cut into tiles; slices that flow are not, along that axis."""
+        axes = 2 if self.flows(network, size) else 3
+        return any(tile < extent for tile, extent in zip(self.tile_size[:axes], size[:axes], strict=True))
 
     def spans(self, axis: int, start: int, stop: int, *, multiple: int) -> list[Span]:
         """Tiles of voxels start to stop along an axis (0 rows, 1 columns, 2 slices); `multiple` is the network's."""

@@ -1,6 +1,7 @@
 """A baseline learns within its time, is stopped, and goes on as if it had not been."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from bundle.networks.precision import resolve_precision
 class Patches(Dataset):
     """Noise on a ramp; an item is a function of its index. Calls `watch` with the index."""
 
-    def __init__(self, watch=None):
+    patch = (24, 24, 4)
+
+    def __init__(self, watch=None, identity="a ramp"):
+        self.source = SimpleNamespace(identity=identity)
         self.watch = watch or (lambda _: None)
 
     def __getitem__(self, position):
@@ -50,10 +54,10 @@ def small_networks(monkeypatch):
     monkeypatch.setattr(networks, "NETWORKS", small)
 
 
-def training(folder, name="unet3d", seconds=40, watch=None, **options):
+def training(folder, name="unet3d", seconds=40, watch=None, identity="a ramp", **options):
     return EqualTimeTraining(
         name,
-        dataset=Patches(watch),
+        dataset=Patches(watch, identity),
         validation=Patches(),
         folder=folder,
         seconds=seconds,
@@ -106,8 +110,10 @@ def test_red_cnn_trains_too(tmp_path):
 
 def test_other_settings_and_damaged_checkpoints_are_refused(tmp_path):
     training(tmp_path, seconds=2).run()
-    with pytest.raises(BundleError, match="other settings"):
+    with pytest.raises(BundleError, match="another seconds: 2.0, this run has 3.0"):
         training(tmp_path, seconds=3).run()
+    with pytest.raises(BundleError, match="another training_data: a ramp, this run has a wave"):
+        training(tmp_path, seconds=2, identity="a wave").run()
     (tmp_path / "unet3d_checkpoint.pt").write_bytes(b"x")
     with pytest.raises(BundleError, match="cannot be read"):
         training(tmp_path, seconds=2).run()

@@ -52,7 +52,7 @@ class Pointwise:
     """Adds each slice's noise level to it: what tiles do to a network without borders is then exactly known."""
 
     units = linear = LinearWindow()
-    multiple, process, slices_flow = 1, None, False
+    multiple, process, slices_flow, seams_in_tiles = 1, None, False, False
 
     def __call__(self, x, spacing_mm, levels):
         return x + levels[:, None, None, None, :] / self.linear.hu_per_unit

@@ -10,6 +10,7 @@ from phantom_series import phantom_hu
 from shaken_networks import shaken
 
 from bundle.networks.acceleration import accelerated
+from bundle.networks.presets import build_restorer
 from bundle.networks.slice_stream import SliceStream
 from bundle.pages import Scratch
 from bundle.restoration import rounds
@@ -58,6 +59,21 @@ def test_group_norms_and_attention(volume, steps):
     changes = float((restored(volume, network, **WHOLE, steps=steps) - volume).std())
     found = difference(volume, network, {"slices_at_once": 4}, steps=steps)
     assert found < 1e-4 * changes and changes > 100
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "warned"),
+    [
+        ("full_quarter", {"slices_at_once": 4, "tile_size": (48, 48, 8)}, False),
+        ("full_quarter", {"slices_at_once": 0, "tile_size": (48, 48, DEPTH)}, False),
+        ("full_quarter", {"slices_at_once": 0, "tile_size": (48, 48, 8)}, True),
+        ("full_quarter", {"slices_at_once": 4, "tile_size": (48, 32, DEPTH)}, True),
+        ("tiny", {"slices_at_once": 0, "tile_size": (32, 32, 8)}, False),
+    ],
+)
+def test_tiles_of_a_network_that_sees_whole_slices_are_warned_of(volume, caplog, preset, options, warned):
+    next(iter(inferer(**options).pieces(volume[0, 0], build_restorer(preset))))
+    assert ("there will be seams" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("steps", [1, 2])
