@@ -58,7 +58,7 @@ _FULL = _Bytes(tile=6_500, waiting=112_000, step=16_000, flowing=2_000)
 _BYTES = {  # by preset, and whether in half precision
     "small": {
         False: _Bytes(tile=390, waiting=3_500, step=3_400, flowing=640),
-        True: _Bytes(tile=300, waiting=2_200, step=2_100, flowing=330),
+        True: _Bytes(tile=300, waiting=2_600, step=2_300, flowing=330),
     },
     "full": {False: _FULL, True: _FULL},
 }
@@ -155,6 +155,7 @@ def spoken(plan: Mapping[str, Any]) -> str:
     how += f", {plan['device']} in {plan['number_format']}"
     lines.append(
         f"{how}: at most about {_duration(plan['estimated_seconds'])}, {plan['estimated_memory_gb']} GB of memory"
+        + ("" if plan["device"] == "cpu" else ", as a CPU takes")
     )
     return "\n".join(lines)
 

@@ -59,7 +59,8 @@ class Restoration:
         affine: (i, j, k, 1) -> RAS mm, (4, 4).
         key: of the series; empty for an array.
         domain: whether it is within what the weights were made for, and why not.
-        calibrated: whether the card's calibration was fitted to samples that are drawn as these; None with one sample.
+        calibrated: whether the card's calibration was fitted to samples drawn as these, and to series like this one
+            (within the domain); None with one sample.
         review: what it did, as `summary.json` says it (`review.Review.summary`), `warnings` among it.
     """
 
@@ -129,7 +130,7 @@ class LoadedRestorer:
             volume_hu, affine = self.thin.array(volume_hu, affine)
         domain = self._domain(NiftiSource(volume_hu, affine))
         image = MetaTensor(torch.from_numpy(volume_hu)[None], affine=torch.from_numpy(affine))
-        return _told(dataclasses.replace(self._restore(image, volume_hu, progress=progress), domain=domain))
+        return _told(self._restore(image, volume_hu, progress=progress), domain)
 
     def folder(self, folder: str | Path) -> Iterator[Restoration]:
         """Yield the restorations of a folder of DICOM or NIfTI, as the command would: what is selected, by series keys.
@@ -165,7 +166,7 @@ class LoadedRestorer:
             restoration = dataclasses.replace(
                 restoration, restored_hu=restored_hu, uncertainty_hu=uncertainty_hu, affine=affine
             )
-        return _told(dataclasses.replace(restoration, domain=domain))
+        return _told(restoration, domain)
 
     @torch.inference_mode()
     def _restore(
@@ -227,10 +228,12 @@ class LoadedRestorer:
         return np.asarray(self._back(data)["difference"], np.float32)
 
 
-def _told(restoration: Restoration) -> Restoration:
-    """The same, with what there is to warn of logged, as the command would."""
-    domain, name = restoration.domain, f"series {restoration.key}" if restoration.key else "array"
-    if domain is not None and not domain.inside:
+def _told(restoration: Restoration, domain: Domain) -> Restoration:
+    """The same with its domain, and what there is to warn of logged, as the command would."""
+    calibrated = None if restoration.calibrated is None else restoration.calibrated and domain.inside
+    restoration = dataclasses.replace(restoration, domain=domain, calibrated=calibrated)
+    name = f"series {restoration.key}" if restoration.key else "array"
+    if not domain.inside:
         logger.warning("%s: %s", name, domain.warning)
     for warning in restoration.review["warnings"]:
         logger.warning("%s: %s", name, warning)

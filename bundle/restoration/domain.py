@@ -99,15 +99,19 @@ def domain_of(
         objections: as for `judge`.
         others: task -> ranges of the weights for other tasks, for a series outside whose slice thickness is known. The
             slice spacing is no matter there: it is what these tasks differ in.
-        strict: refuse what is outside.
+        strict: refuse what is outside, and everything where nothing is known of the weights.
 
     Raises:
-        BundleError: under `strict`, when it is outside; says why.
+        BundleError: under `strict`, when it is outside, or no domain is known; says why.
     """
     # Of a series brought onto thinner slices the source's: its thickness is what the weights were trained for.
     header = source.source_headers[0] if isinstance(source, Volume) else None
     domain = judge(measure(source, header), ranges, objections=objections)
     if domain.inside:
+        if strict and not domain.known:
+            raise BundleError(
+                "the weights' domain is unknown: no card lies beside them", hint="or set --strict_domain false"
+            )
         return domain
     elsewhere = {name: value for name, value in domain.measured.items() if name != "slice_mm"}
     if domain.measured["thickness_mm"] is not None:

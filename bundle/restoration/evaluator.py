@@ -241,7 +241,7 @@ class RestorationEvaluator(SeriesEvaluator):
         if deviation is not None:
             finished["deviation"] = MetaTensor(deviation, meta=image.meta)
             method = cast(Restorer, self.network).process.method
-            finished["calibrated"] = self.card.calibrates(method, steps=self.inferer.steps)
+            finished["calibrated"] = domain.inside and self.card.calibrates(method, steps=self.inferer.steps)
         return lambda: self.finish({**finished, "domain": domain})
 
     def _restored(self, image: MetaTensor, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -39,7 +39,7 @@ class Uncertainty:
         scale: factor on it (`registry.Calibration.factors`).
         floor_hu: per slice (D,), added in quadrature wherever there is a deviation: what all samples miss alike, and
             what was left out; None adds nothing.
-        calibrated: whether scale and floor were fitted to samples that are drawn as these were.
+        calibrated: whether scale and floor were fitted to samples that are drawn as these were, and to such series.
     """
 
     dtype = np.dtype(np.float32)

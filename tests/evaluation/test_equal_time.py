@@ -110,7 +110,7 @@ def test_red_cnn_trains_too(tmp_path):
 
 def test_other_settings_and_damaged_checkpoints_are_refused(tmp_path):
     training(tmp_path, seconds=2).run()
-    with pytest.raises(BundleError, match="another seconds: 2.0, this run has 3.0"):
+    with pytest.raises(BundleError, match=r"another seconds: 2\.0, this run has 3\.0"):
         training(tmp_path, seconds=3).run()
     with pytest.raises(BundleError, match="another training_data: a ramp, this run has a wave"):
         training(tmp_path, seconds=2, identity="a wave").run()

@@ -93,16 +93,18 @@ def test_what_the_command_would_warn_of_is_told(tiny, tmp_path, caplog, monkeypa
     assert f"series {found.key}: {found.review['warnings'][0]}" in caplog.messages
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-def test_whether_the_uncertainty_is_calibrated(tiny, steps):
+@pytest.mark.parametrize(("steps", "pixel_mm"), [(2, [0.1, 9.0]), (3, [0.1, 9.0]), (2, [0.1, 0.2])])
+def test_whether_the_uncertainty_is_calibrated(tiny, steps, pixel_mm):
     weights = Path(tiny["weights_file"])
     card = {"schema": 1, "sampler": "bridge", "sha256": file_digest(weights), "uncertainty": {"scale": 0.5, "steps": 2}}
+    card["domain"] = {"pixel_mm": pixel_mm}
     weights.with_suffix(".json").write_text(json.dumps(card))
     try:
         found = load_restorer(**tiny, steps=steps, num_samples=2)(phantom_hu(size=32, slices=2), AFFINE)
     finally:
         weights.with_suffix(".json").unlink()
-    assert found.calibrated is (steps == 2)  # the samples that the card's numbers were fitted to
+    # Samples that the card's numbers were fitted to, of a series like those.
+    assert found.calibrated is (steps == 2 and found.domain.inside) and found.domain.inside is (pixel_mm[1] > 1)
 
 
 def test_strength_zero_is_the_input(tiny):

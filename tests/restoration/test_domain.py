@@ -61,6 +61,13 @@ def test_of_a_series_outside_the_weights_that_it_fits_are_named(tmp_path):
     assert domain_of(without_thickness, {"noise_hu": [6, 10]}, others=others).fits == ()
 
 
+def test_strict_takes_nothing_that_it_knows_nothing_of():
+    source = nifti(phantom_hu(slices=4, size=64))
+    assert domain_of(source, {}).word == "unknown"
+    with pytest.raises(BundleError, match="domain is unknown"):
+        domain_of(source, {}, strict=True)
+
+
 def test_what_is_unknown_on_either_side_says_nothing():
     assert judge({**INSIDE, "noise_hu": None, "bone_fraction": 0.9}, RANGES).inside
     assert judge(INSIDE, {}).word == "unknown"

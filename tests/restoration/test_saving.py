@@ -72,14 +72,17 @@ def test_what_a_strength_leaves_out_is_part_of_the_deviation(tmp_path, weights, 
     assert not found[~touched].any() and min(removed) > 1
 
 
-def test_samples_of_other_steps_than_the_cards_are_not_said_to_be_calibrated(tmp_path, weights):
+def test_samples_of_other_steps_or_series_than_the_cards_are_not_said_to_be_calibrated(tmp_path, weights):
     write_phantom_series(tmp_path / "in", slices=2)
-    card(weights, uncertainty={"scale": 2.0, "steps": 3})
-    for steps in (2, 3):
-        folder, summary = run(tmp_path, weights, steps=steps, num_samples=2, output_dir=tmp_path / f"out{steps}")
+    for steps, slice_mm in ((2, [0.1, 9]), (3, [0.1, 9]), (3, [8, 9])):
+        card(weights, uncertainty={"scale": 2.0, "steps": 3}, domain={"slice_mm": slice_mm})
+        out = tmp_path / f"out{steps}{slice_mm[0]}"
+        folder, summary = run(tmp_path, weights, steps=steps, num_samples=2, output_dir=out)
         said = pydicom.dcmread(folder / "uncertainty" / "deviation.dcm", stop_before_pixels=True).ContentDescription
-        assert summary["uncertainty"]["calibrated"] == (steps == 3)
-        assert said.startswith("calibrated") == (steps == 3)
+        calibrated = steps == 3 and slice_mm[0] < 8
+        assert summary["in_domain"] == ("yes" if slice_mm[0] < 8 else "no")
+        assert summary["uncertainty"]["calibrated"] == calibrated
+        assert said.startswith("calibrated") == calibrated
 
 
 def test_the_floor_of_the_card_follows_the_noise_of_slices(tmp_path, weights):
