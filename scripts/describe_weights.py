@@ -157,6 +157,7 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
         network.process = dataclasses.replace(network.process, residual_std=tuple(residual.tolist()))
     tables = [coverage_table(*errors(network, part, options), samples=options.num_samples) for part in parts]
     chosen = fitted(tables)
+    left_outs = [left_out(tables, k) for k in range(len(tables))] if len(tables) > 1 else []
     return {
         "meaning": "a scan at the training targets' dose lies within k times the calibrated deviation, which is "
         "sqrt((1 + 1/n) ((scale * deviation of n samples, pooled over neighbours)^2 "
@@ -168,7 +169,7 @@ def calibration(network: Restorer, volumes: list[Volume], options: argparse.Name
         **{name: round(float(grid[k]), 4) for (name, grid), k in zip(GRIDS.items(), chosen, strict=True)},
         "coverage_unscaled": by_deviations(np.mean([table[index_of(SCALES, 1.0), 0, 0] for table in tables], axis=0)),
         "coverage": by_deviations(np.stack([table[chosen] for table in tables], axis=1)),
-        "coverage_left_out": by_deviations(np.stack([left_out(tables, k) for k in range(len(tables))], axis=1)),
+        **({"coverage_left_out": by_deviations(np.stack(left_outs, axis=1))} if left_outs else {}),
         "coverage_normal": {str(k): value for k, value in NORMAL_COVERAGE.items()},
     }
 
@@ -255,9 +256,8 @@ def fitted(tables: list[np.ndarray]) -> tuple[int, int, int]:
 
 
 def left_out(tables: list[np.ndarray], number: int) -> np.ndarray:
-    """Coverage (3,) of one series with what was fitted to the others; of the only one with its own."""
-    others = [table for k, table in enumerate(tables) if k != number] or tables
-    covered: np.ndarray = tables[number][fitted(others)]
+    """Coverage (3,) of one of several series with what was fitted to the others."""
+    covered: np.ndarray = tables[number][fitted([table for k, table in enumerate(tables) if k != number])]
     return covered
 
 
