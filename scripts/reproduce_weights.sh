@@ -18,7 +18,7 @@ at() { # COMMIT COMMAND...: with the code of that commit
         mv "$code.part" "$code"
     fi
     shift
-    (cd "$code" && "$@")
+    (cd "$code" && PYTHONPATH="$code" "$@")
 }
 
 train_former() { # COMMIT NAME OPTIONS...
