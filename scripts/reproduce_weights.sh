@@ -3,8 +3,8 @@
 #
 #     sh scripts/reproduce_weights.sh CT RUNS
 #
-# About ten hours of one CPU core with bfloat16, and 15 GB. The denoiser comes from the trainings of version 0.1.0, each with the code of its own
-# commit, so that this needs a clone with its history. Stopped, it goes on where it was.
+# About ten hours of one CPU core with bfloat16, and some 20 GB of disk. The denoiser comes from the trainings of version
+# 0.1.0, each with the code of its own commit, so that this needs a clone with its history. Stopped, it goes on where it was.
 set -eu
 scans=$(cd "$1" && pwd)
 mkdir -p "$2"
@@ -25,8 +25,9 @@ train_former() { # COMMIT NAME OPTIONS...
     commit=$1
     name=$2
     shift 2
-    [ -f "$runs/$name/model.pt" ] || at "$commit" python -m monai.bundle run training --dataset_dir "$scans" --gaps resample --threads 1 \
-        --output_dir "$runs/$name" --validation_folders "['rider_pilot_0117','crlm_1004','covidctmd_cap002','ge_head_tilt']" "$@"
+    [ -f "$runs/$name/model.pt" ] || at "$commit" python -m monai.bundle run training \
+        --dataset_dir "$scans" --output_dir "$runs/$name" --gaps resample --threads 1 \
+        --validation_folders "['rider_pilot_0117','crlm_1004','covidctmd_cap002','ge_head_tilt']" "$@"
 }
 
 train() {
